@@ -1,0 +1,67 @@
+"""What can go wrong that a user can put right: each error says what was seen, why that stops us, what to do.
+
+Everything raised on purpose derives from ``NtkwatchError``, so that one ``except`` catches it all.
+"""
+
+__all__ = [
+    "CoverageError",
+    "ForwardError",
+    "HistoryError",
+    "InputError",
+    "KernelMismatchError",
+    "MissingExtraError",
+    "ModelChangedError",
+    "NonFiniteError",
+    "NtkwatchError",
+    "OutputError",
+    "SampleCouplingError",
+    "SelectionError",
+]
+
+
+class NtkwatchError(Exception):
+    """Anything that this package refuses to do, with the reason and the cure in its text."""
+
+
+class SelectionError(NtkwatchError):
+    """No trainable parameter is left to differentiate by."""
+
+
+class InputError(NtkwatchError):
+    """A probe batch, its targets or an argument is not of a usable form."""
+
+
+class ForwardError(NtkwatchError):
+    """It cannot be found out how to call the model on the probe batch."""
+
+
+class OutputError(NtkwatchError):
+    """The model's outputs cannot be differentiated or counted."""
+
+
+class NonFiniteError(NtkwatchError):
+    """Weights, outputs or the kernel hold NaN or infinity."""
+
+
+class SampleCouplingError(NtkwatchError):
+    """The outputs of one sample depend on the other samples, or on chance."""
+
+
+class KernelMismatchError(NtkwatchError):
+    """Two kernels cannot be compared, or a reference kernel is zero."""
+
+
+class CoverageError(NtkwatchError):
+    """No engine can differentiate this model."""
+
+
+class ModelChangedError(NtkwatchError):
+    """A measurement changed the model that it looked at."""
+
+
+class HistoryError(NtkwatchError):
+    """A run's files are missing, unreadable or of a newer version."""
+
+
+class MissingExtraError(NtkwatchError):
+    """An optional package is needed and not installed."""

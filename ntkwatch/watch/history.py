@@ -1,0 +1,216 @@
+"""The observations of one run, in memory and as ``history.jsonl``.
+
+One line per record, written whole, so that a killed run leaves a readable file. The first line
+describes the run and carries the schema number. No torch here.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ntkwatch.errors import HistoryError
+from ntkwatch.watch.records import (
+    SCHEMA,
+    Gap,
+    Observation,
+    RunInfo,
+    observation_from_plain,
+    run_info_from_plain,
+    to_plain,
+)
+
+__all__ = ["HISTORY_FILE", "History", "append_record", "find_history", "read_history"]
+
+HISTORY_FILE = "history.jsonl"
+_RUN, _OBSERVATION, _GAP = "run", "observation", "gap"
+
+
+class History:
+    """The observations of one run, ordered by step, with what they have in common.
+
+    Iterating, ``len`` and indexing run over the observations.
+
+    Args:
+        run: What all observations share.
+        observations: In any order; the last one of a step counts.
+        gaps: Steps at which observing failed.
+        problems: What was wrong with the file this history was read from, in words.
+        path: That file.
+    """
+
+    def __init__(
+        self,
+        run: RunInfo | None = None,
+        observations: tuple[Observation, ...] = (),
+        gaps: tuple[Gap, ...] = (),
+        *,
+        problems: tuple[str, ...] = (),
+        path: Path | None = None,
+    ) -> None:
+        self.run = run if run is not None else RunInfo()
+        self.gaps = list(gaps)
+        self.problems = problems
+        self.path = path
+        self._by_step: dict[int, Observation] = {}
+        for observation in observations:
+            self.add(observation)
+
+    def add(self, observation: Observation) -> None:
+        """Take in one observation; the same step again replaces the first."""
+        self._by_step[observation.step] = observation
+        if len(self._by_step) > 1:
+            self._by_step = dict(sorted(self._by_step.items()))
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """All observations, ordered by step."""
+        return tuple(self._by_step.values())
+
+    def __iter__(self) -> Iterator[Observation]:
+        return iter(self.observations)
+
+    def __len__(self) -> int:
+        return len(self._by_step)
+
+    def __getitem__(self, index: int) -> Observation:
+        return self.observations[index]
+
+    def __repr__(self) -> str:
+        steps = list(self._by_step)
+        span = f"steps {steps[0]} to {steps[-1]}" if steps else "empty"
+        return f"History({len(self)} observations, {span})"
+
+
+def append_record(path: Path, record: RunInfo | Observation | Gap) -> None:
+    """Append one whole line to a history file, making the file if it is not there.
+
+    Args:
+        path: The ``history.jsonl``.
+        record: What to write.
+    """
+    kind = {RunInfo: _RUN, Observation: _OBSERVATION, Gap: _GAP}[type(record)]
+    line = json.dumps({"record": kind, **to_plain(record)}, allow_nan=False) + "\n"
+    with path.open("ab") as file:
+        file.write(_line_break_if_torn(path) + line.encode())
+
+
+def _line_break_if_torn(path: Path) -> bytes:
+    """A run killed while writing leaves half a line; the next record must not be glued to it."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size == 0:
+            return b""
+        file.seek(size - 1)
+        return b"" if file.read(1) == b"\n" else b"\n"
+
+
+def find_history(run: str | Path) -> Path:
+    """Return the history file of a run.
+
+    Args:
+        run: The file itself, the folder it lies in, or a log folder with one such folder in it.
+
+    Returns:
+        Path of the ``history.jsonl``.
+
+    Raises:
+        HistoryError: If there is none, or several.
+    """
+    path = Path(run)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise HistoryError(
+            f"{path} does not exist, so there is no run to report on. Give the folder that the "
+            "training logged to, such as lightning_logs/version_0."
+        )
+    if (path / HISTORY_FILE).is_file():
+        return path / HISTORY_FILE
+    found = sorted(path.glob(f"*/{HISTORY_FILE}"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(str(file.parent) for file in found)
+        raise HistoryError(
+            f"{path} holds {len(found)} watched runs and a report is about one. Name one of: {names}."
+        )
+    deeper = sorted(path.glob(f"**/{HISTORY_FILE}"))[:5]
+    hint = (
+        "Deeper down there is: " + ", ".join(str(file.parent) for file in deeper) + "."
+        if deeper
+        else "Was NTKMonitor() in the Trainer's callbacks, and did it take its reference?"
+    )
+    raise HistoryError(
+        f"{path} has no {HISTORY_FILE}, neither itself nor one folder down, so nothing was "
+        f"recorded there that could be reported. {hint}"
+    )
+
+
+def read_history(run: str | Path) -> History:
+    """Read what was recorded about a run.
+
+    A line that cannot be read (a run was killed while writing it, say) is left out and named in
+    ``History.problems``; the others are kept.
+
+    Args:
+        run: A history file, its folder, or the log folder one above.
+
+    Returns:
+        The history.
+
+    Raises:
+        HistoryError: If there is no such file, nothing in it can be read, or it was written by a
+            newer version of this package.
+    """
+    path = find_history(run)
+    info: RunInfo | None = None
+    observations: list[Observation] = []
+    gaps: list[Gap] = []
+    problems: list[str] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        plain = _parse(line)
+        if plain is None:
+            problems.append(_unreadable(path, number, last=number == len(lines)))
+            continue
+        try:
+            if plain.get("record") == _RUN:
+                _check_schema(plain, path)
+                info = run_info_from_plain(plain)
+            elif plain.get("record") == _OBSERVATION:
+                observations.append(observation_from_plain(plain))
+            elif plain.get("record") == _GAP:
+                gaps.append(Gap(step=int(plain["step"]), reason=str(plain["reason"])))
+        except (TypeError, KeyError, ValueError, AttributeError):
+            problems.append(_unreadable(path, number, last=number == len(lines)))
+    if info is None and not observations:
+        raise HistoryError(
+            f"{path} has {len(lines)} lines and none of them is a record of ntkwatch, so there is "
+            "nothing to report. Is this the history.jsonl that NTKMonitor wrote?"
+        )
+    return History(info, tuple(observations), tuple(gaps), problems=tuple(problems), path=path)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        plain = json.loads(line)
+    except ValueError:
+        return None
+    return plain if isinstance(plain, dict) else None
+
+
+def _unreadable(path: Path, number: int, *, last: bool) -> str:
+    cause = "cut off, as when a run is killed while writing" if last else "not a whole record"
+    return f"line {number} of {path.name} is {cause}; it was left out and the others were kept"
+
+
+def _check_schema(plain: dict[str, Any], path: Path) -> None:
+    schema = plain.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise HistoryError(
+            f"{path} is of schema {schema} and this version of ntkwatch reads up to {SCHEMA}, so "
+            "its numbers could be misread. Update ntkwatch: pip install --upgrade ntkwatch."
+        )
