@@ -2,16 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One thread each way: the test machines are small, and reductions then add in one order.
+# A fixed number of threads, so that sums are added in the same order from run to run. Two is what
+# small test machines have.
 TEST_ENV := OMP_NUM_THREADS=2 MPLBACKEND=Agg HF_HUB_OFFLINE=1
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	--constraint constraints.txt --editable
 
 .PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ntkwatch demo
 
+# The annotated shapes are checked here alone: the slow tests time things.
 test: lint
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest --typecheck -m "not slow"
 
 test-slow: $(VENV)/.test
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
@@ -25,16 +29,24 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/engines.py
 
+# Each stamp is touched after its install, so one that was cut short runs again.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP_INSTALL) ".[demo]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP_INSTALL) ".[demo,test]"
+	touch $@
+
+# The check is written so that any Python, 2 included, can read it.
 $(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "ntkwatch needs Python 3.11 or later, and there is no '$(PYTHON)' here. Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "ntkwatch needs Python 3.11 or later, and \"$(PYTHON)\" is %d.%d. Name a later one: make $(MAKECMDGOALS) PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
-	touch $@
-
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,test]"
-	touch $@
+# `python -m venv` links python first and brings pip last: where it stopped between, finish it.
+$(BIN)/pip: | $(BIN)/python
+	$(BIN)/python -m ensurepip --default-pip
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

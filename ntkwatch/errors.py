@@ -1,6 +1,7 @@
-"""What can go wrong that a user can put right: each error says what was seen, why that stops us, what to do.
+"""What can go wrong that a user can put right.
 
-Everything raised on purpose derives from ``NtkwatchError``, so that one ``except`` catches it all.
+Each error says what was seen, why that stops us and what to do. Everything raised on purpose
+derives from ``NtkwatchError``, so that one ``except`` catches it all.
 """
 
 __all__ = [

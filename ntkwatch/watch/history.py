@@ -133,7 +133,8 @@ def find_history(run: str | Path) -> Path:
     if found:
         names = ", ".join(str(file.parent) for file in found)
         raise HistoryError(
-            f"{path} holds {len(found)} watched runs and a report is about one. Name one of: {names}."
+            f"{path} holds {len(found)} watched runs and a report is about one. "
+            f"Name one of: {names}."
         )
     deeper = sorted(path.glob(f"**/{HISTORY_FILE}"))[:5]
     hint = (

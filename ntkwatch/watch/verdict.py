@@ -388,7 +388,7 @@ def _band_of_angle(angle: float, floor: float, bands: Bands) -> Strength:
 
 
 def _error_floor(reading: Reading, floors: dict[str, float]) -> float:
-    """Rounding of the outputs, as a share of their change: what the error reads if there is none."""
+    """What the error reads if there is none: rounding of the outputs over their change."""
     if not reading.output_change:
         return 0.0
     return floors.get("output", 0.0) / reading.output_change
@@ -534,8 +534,9 @@ def _what_happened(strength: Strength, qualifier: str | None) -> str:
     if strength is Strength.UNDETERMINED:
         return f"Undetermined ({qualifier})." if qualifier else "Undetermined."
     if qualifier == "after an early reorganisation":
-        return f"After an early reorganisation: {_EXPLANATION[strength][0].lower()}" + (
-            _EXPLANATION[strength][1:]
+        return (
+            f"After an early reorganisation: {_EXPLANATION[strength][0].lower()}"
+            + (_EXPLANATION[strength][1:])
         )
     return _EXPLANATION[strength]
 

@@ -1,0 +1,139 @@
+"""How a model is called on a probe batch, and where its outputs are in what it returns.
+
+Guesses are made in a fixed order and the first that works is kept; ``forward=`` overrides them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ntkwatch.errors import ForwardError, OutputError
+from ntkwatch.jacobian.inputs import Inputs, leaves
+
+__all__ = ["ForwardFn", "call_with_inputs", "check_outputs", "guess_forward", "outputs_of"]
+
+ForwardFn = Callable[[nn.Module, Inputs], Any]
+
+# In what a model returns, these hold the function values that a loss would be taken of.
+_OUTPUT_KEYS = ("logits", "last_hidden_state")
+
+
+def call_with_inputs(model: nn.Module, inputs: Inputs) -> Any:
+    """Return ``model(x)``, ``model(*inputs)`` or ``model(**inputs)`` by the kind of inputs."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def outputs_of(returned: Any) -> Tensor:
+    """Return the output tensor in what a model returned.
+
+    Args:
+        returned: A tensor, something with ``logits`` or ``last_hidden_state``, or a tuple whose
+            first entry is one of these.
+
+    Returns:
+        The outputs, samples first.
+
+    Raises:
+        OutputError: If there is no such tensor.
+    """
+    if isinstance(returned, Tensor):
+        return returned
+    for key in _OUTPUT_KEYS:
+        value = returned.get(key) if isinstance(returned, Mapping) else getattr(returned, key, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(returned, tuple | list) and returned:
+        return outputs_of(returned[0])
+    raise OutputError(
+        f"the model returned a {type(returned).__name__} in which no output tensor was found "
+        f"(looked for a tensor, {', '.join('.' + key for key in _OUTPUT_KEYS)}, or a tuple that "
+        "starts with one). Pass forward=, a function (model, inputs) -> tensor of shape (N, ...)."
+    )
+
+
+def check_outputs(outputs: Tensor, n: int) -> None:
+    """Refuse outputs that have no per-sample derivative.
+
+    Args:
+        outputs: What the model gave.
+        n: Samples in the probe.
+
+    Raises:
+        OutputError: If they are not floating, or do not have the samples first.
+    """
+    if not outputs.is_floating_point():
+        raise OutputError(
+            f"the model's outputs are {outputs.dtype}, and only floating outputs have a "
+            "derivative. Pass forward= to return logits or values, before any argmax or rounding."
+        )
+    if outputs.ndim == 0 or outputs.shape[0] != n:
+        raise OutputError(
+            f"the model's outputs have shape {tuple(outputs.shape)} for a probe of {n} samples, so "
+            "it is not clear which output belongs to which sample. Pass forward= to return a "
+            "tensor of shape (N, ...), not a loss or a mean."
+        )
+
+
+def guess_forward(model: nn.Module, inputs: Inputs) -> tuple[ForwardFn, str]:
+    """Return the first way of calling the model that works, with its description.
+
+    Args:
+        model: Any module, in the state in which it is to be called.
+        inputs: A probe batch, or a few samples of it.
+
+    Returns:
+        A forward function and how it calls the model, in words.
+
+    Raises:
+        ForwardError: If no way works, with what was tried and how each failed.
+    """
+    tried: list[str] = []
+    for call, words in _candidates(model, inputs):
+        try:
+            outputs_of(call(model, inputs))
+        except Exception as error:
+            tried.append(f"{words}: {type(error).__name__}: {_first_line(error)}")
+        else:
+            return call, words
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in leaves(inputs))
+    raise ForwardError(
+        f"no way was found to call {type(model).__name__} on the probe (a "
+        f"{type(inputs).__name__} of shapes {shapes}), so its outputs cannot be differentiated. "
+        f"Tried {'; '.join(tried)}. Pass forward=, a function (model, inputs) -> tensor (N, ...)."
+    )
+
+
+def _candidates(model: nn.Module, inputs: Inputs) -> list[tuple[ForwardFn, str]]:
+    mark = "**inputs" if isinstance(inputs, Mapping) else "inputs"
+    if isinstance(inputs, tuple | list):
+        mark = "*inputs"
+    found: list[tuple[ForwardFn, str]] = [(call_with_inputs, f"model({mark})")]
+    child = _only_child(model)
+    if child is not None:
+        found.append((_call_child(child), f"model.{child}({mark})"))
+    return found
+
+
+def _only_child(model: nn.Module) -> str | None:
+    """A module without a forward of its own (a LightningModule, say) often wraps one network."""
+    owners = [
+        name for name, child in model.named_children() if any(True for _ in child.parameters())
+    ]
+    return owners[0] if len(owners) == 1 else None
+
+
+def _call_child(name: str) -> ForwardFn:
+    def call(model: nn.Module, inputs: Inputs) -> Any:
+        return call_with_inputs(model.get_submodule(name), inputs)
+
+    return call
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no message"

@@ -1,0 +1,138 @@
+"""A module as a function of its parameters: ``f(theta, inputs) -> outputs``.
+
+The module itself is only borrowed: parameters are detached aliases (or copies in another dtype),
+buffers are copies, and both are swapped in for the length of one call.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ntkwatch.jacobian.forward import ForwardFn, call_with_inputs, outputs_of
+from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.parameters import clean_name, parameters_of
+
+__all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries"]
+
+Params = dict[str, Tensor]
+
+
+class _Call(nn.Module):
+    """Lets ``functional_call`` reach a model through a user's forward function."""
+
+    def __init__(self, model: nn.Module, forward: ForwardFn) -> None:
+        super().__init__()
+        self.model = model
+        self._forward_fn = forward
+
+    def forward(self, inputs: Inputs) -> Any:
+        return self._forward_fn(self.model, inputs)
+
+
+class ModelFunction:
+    """A model as a function of named tensors.
+
+    Calling it with parameters (any subset; the others are as in the model) and inputs returns the
+    outputs, with the samples first.
+
+    Args:
+        model: Any module; used as it is, so modes are the caller's business.
+        forward: ``(model, inputs) -> outputs``; by default ``model(inputs)`` in its usual forms.
+        dtype: Of parameters and floating buffers inside the function.
+
+    Attributes:
+        params: All parameters by clean name, detached, in ``dtype``; tied ones once.
+        buffers: Copies of all buffers by clean name, floating ones in ``dtype``.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: ForwardFn | None = None, *, dtype: torch.dtype
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.params: Params = {
+            name: _cast(parameter.detach(), dtype)
+            for name, parameter in parameters_of(model).items()
+        }
+        self.buffers: Params = {
+            clean_name(name): _cast(buffer.detach().clone(), dtype)
+            for name, buffer in model.named_buffers()
+        }
+        self._call = _Call(model, forward if forward is not None else call_with_inputs)
+        self._slots = _slots(model)
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        inputs: Inputs,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the outputs ``f(theta, inputs)`` of shape (N, ...).
+
+        Args:
+            params: Parameters by clean name; those left out are as in the model.
+            inputs: Model inputs.
+            buffers: Buffers by clean name; those left out are as in the model.
+
+        Returns:
+            The outputs, in the graph of ``params``.
+        """
+        values = {**self.params, **params}
+        # Copied at each call: a forward that updates a buffer in place must not update ours.
+        kept = {**self.buffers, **(buffers or {})}
+        values |= {name: buffer.clone() for name, buffer in kept.items()}
+        tensors = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
+        # tie_weights=False with every (module, attribute) once: with tying, a sub-module that is
+        # reachable by two paths keeps the substituted tensors afterwards (pytorch#164759).
+        return outputs_of(functional_call(self._call, tensors, (inputs,), tie_weights=False))
+
+    def leaf_params(self, names: list[str]) -> Params:
+        """Return the named parameters as fresh leaves that require gradients."""
+        return {name: self.params[name].detach().requires_grad_() for name in names}
+
+
+def jacobian_dtype(parameters: Mapping[str, Tensor], wanted: torch.dtype | None) -> torch.dtype:
+    """Return the dtype to differentiate in: as wanted, else the widest of the parameters.
+
+    Args:
+        parameters: Those that the kernel is taken over.
+        wanted: A floating dtype, or None.
+
+    Returns:
+        At least float32: half precision cannot carry a drift of 1e-3.
+    """
+    if wanted is not None:
+        return wanted
+    dtype = torch.float32
+    for parameter in parameters.values():
+        real = parameter.dtype.to_real() if parameter.is_complex() else parameter.dtype
+        dtype = torch.promote_types(dtype, real)
+    return dtype
+
+
+def real_entries(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as pairs of real and imaginary parts; a real one as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _slots(model: nn.Module) -> dict[str, str]:
+    """Every (module, attribute) that holds a tensor, once, with that tensor's clean name."""
+    names: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        names.setdefault(id(tensor), clean_name(name))
+    slots = {}
+    for module_name, module in model.named_modules():
+        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                slot = f"{module_name}.{attribute}" if module_name else attribute
+                slots[slot] = names[id(tensor)]
+    return slots
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,157 @@
+"""Which combinations of a model's outputs enter the kernel.
+
+Every choice comes down to R output directions per sample: rows of a matrix that the outputs are
+multiplied by. "full" and "trace" take the C unit vectors, "sum" the vector of ones, "random:k"
+takes k fixed directions scaled so that the sum over them estimates the trace kernel.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ntkwatch.errors import InputError
+
+__all__ = ["AUTO_DIRECTIONS", "AUTO_FULL", "Reduction", "random_directions", "resolve_outputs"]
+
+OutputsSpec = str | Callable[[Tensor], Tensor]
+
+AUTO_FULL = 10  # outputs up to which "auto" takes all of them: 10 classes are the usual benchmark
+AUTO_DIRECTIONS = 8
+
+_SEED = 0x4E544B  # fixed: kernels of one run, and of two runs, must use the same directions
+_WIDE_LIMIT = 2**20  # above this many outputs the directions are drawn in float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """How outputs of a given shape enter the kernel.
+
+    Attributes:
+        name: "full", "trace", "sum", "random:8", "random:8:plain" or "callable:NAME".
+        full: Whether the kernel keeps its output axes.
+        directions: Rows to multiply the flattened outputs by, (R, C); None for the C unit vectors.
+        rows: R.
+        shape: Shape of one sample's outputs.
+        function: Applied to the outputs first, or None.
+    """
+
+    name: str
+    full: bool
+    directions: Float[Tensor, "r c"] | None
+    rows: int
+    shape: tuple[int, ...]
+    function: Callable[[Tensor], Tensor] | None = None
+
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Return the outputs as (N, C), after the user's function if there is one."""
+        if self.function is not None:
+            outputs = self.function(outputs)
+        return outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
+
+    def cotangents(self, like: Tensor) -> Float[Tensor, "r c"]:
+        """Return the directions as a dense matrix in the dtype and on the device of a tensor."""
+        if self.directions is None:
+            return torch.eye(self.rows, dtype=like.dtype, device=like.device)
+        return self.directions.to(dtype=like.dtype, device=like.device)
+
+
+def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
+    """Return the reduction that a setting means for a model's outputs.
+
+    Args:
+        outputs: "full", "trace", "sum", "random:k", "random:k:plain", "auto" or a function
+            ``(N, ...) -> (N, C)``.
+        example: Outputs of the model on some samples.
+
+    Returns:
+        The reduction; "auto" is full up to 10 outputs, 8 random directions beyond.
+
+    Raises:
+        InputError: If the setting is not one of these.
+    """
+    if callable(outputs):
+        values = outputs(example)
+        if values.ndim == 0 or values.shape[0] != example.shape[0]:
+            raise InputError(
+                f"outputs= returned shape {tuple(values.shape)} for {example.shape[0]} samples, "
+                "so it is not clear which value belongs to which sample. Return (N, C)."
+            )
+        name = getattr(outputs, "__qualname__", type(outputs).__name__)
+        return Reduction(
+            name=f"callable:{name}",
+            full=False,
+            directions=None,
+            rows=max(1, math.prod(values.shape[1:])),
+            shape=tuple(values.shape[1:]),
+            function=outputs,
+        )
+    shape = tuple(example.shape[1:])
+    count = max(1, math.prod(shape))
+    if outputs == "auto":
+        outputs = "full" if count <= AUTO_FULL else f"random:{AUTO_DIRECTIONS}"
+    if outputs in ("full", "trace"):
+        return Reduction(
+            name=outputs, full=outputs == "full", directions=None, rows=count, shape=shape
+        )
+    if outputs == "sum":
+        ones = torch.ones(1, count)
+        return Reduction(name="sum", full=False, directions=ones, rows=1, shape=shape)
+    match = re.fullmatch(r"random:([1-9]\d*)(:plain)?", outputs)
+    if match is None:
+        raise InputError(
+            f"outputs={outputs!r} is not known, so it is not clear which kernel is meant. Use "
+            '"full", "trace", "sum", "random:8" (class logits), "random:8:plain" (regression), '
+            '"auto" or a function (N, ...) -> (N, C).'
+        )
+    k = int(match[1])
+    directions = random_directions(k, shape, plain=match[2] is not None)
+    return Reduction(name=outputs, full=False, directions=directions, rows=k, shape=shape)
+
+
+def random_directions(
+    k: int, shape: tuple[int, ...], *, plain: bool = False
+) -> Float[Tensor, "k c"]:
+    """Return k fixed random directions whose Gram sums estimate the trace kernel without bias.
+
+    ``sum_v v' K v = (D / k) * sum_u u' K u`` for unit vectors ``u`` drawn uniformly from a
+    D-dimensional space. For class logits that space is orthogonal to the all-ones vector of the
+    last axis, which softmax never sees: D = C - C / V for V classes. Plain directions take all of
+    it: D = C. Up to D directions are drawn orthogonal to each other, which lowers the variance and
+    leaves each of them uniform.
+
+    Args:
+        k: Number of directions.
+        shape: Shape of one sample's outputs, classes last.
+        plain: Whether to keep the all-ones part (regression).
+
+    Returns:
+        The scaled directions ``v``, always the same ones for the same arguments.
+
+    Raises:
+        InputError: If no direction is left: logits of a single class.
+    """
+    count = max(1, math.prod(shape))
+    classes = 1 if plain or not shape else shape[-1]
+    dimension = count - count // classes if classes > 1 else count
+    if not plain and (not shape or shape[-1] == 1):
+        raise InputError(
+            f"outputs of shape {shape} have one class, and no direction of it is orthogonal to the "
+            f'all-ones vector. Use outputs="trace", or "random:{k}:plain" for regression.'
+        )
+    dtype = torch.float64 if count <= _WIDE_LIMIT else torch.float32
+    generator = torch.Generator().manual_seed(_SEED)
+    draws = torch.randn(k, count, generator=generator, dtype=dtype)
+    if classes > 1:
+        by_class = draws.view(k, -1, classes)
+        draws = (by_class - by_class.mean(dim=-1, keepdim=True)).flatten(1)
+    if k <= dimension:
+        # Gram-Schmidt by Cholesky: the rows of L^-1 A are orthonormal.
+        lower = torch.linalg.cholesky(draws @ draws.mT)
+        draws = torch.linalg.solve_triangular(lower, draws, upper=False)
+    draws = draws / draws.norm(dim=1, keepdim=True)
+    return draws * math.sqrt(dimension / k)

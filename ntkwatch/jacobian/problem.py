@@ -1,0 +1,212 @@
+"""A model and a probe made ready for an engine: every check passed, every choice made.
+
+Which engine then computes the rows is decided here too; the arithmetic is in the engines and in
+``blocks``.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from ntkwatch.errors import CoverageError, NonFiniteError
+from ntkwatch.jacobian.batchnorm import probe_statistics
+from ntkwatch.jacobian.blocks import contract
+from ntkwatch.jacobian.coupling import check_samples_independent
+from ntkwatch.jacobian.forward import ForwardFn, check_outputs, guess_forward
+from ntkwatch.jacobian.functional import ModelFunction, Params
+from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
+from ntkwatch.jacobian.loop import LoopRows
+from ntkwatch.jacobian.outputs import OutputsSpec, Reduction, resolve_outputs
+from ntkwatch.jacobian.parameters import layer_of
+from ntkwatch.jacobian.spec import EngineName, Kernel, KernelSpec
+from ntkwatch.jacobian.vmapped import VmapRows
+from ntkwatch.kernel.gram import unflatten_kernel
+
+__all__ = ["Problem", "prepare"]
+
+_log = logging.getLogger(__name__)
+
+
+class Problem:
+    """A model, a probe and the settings of a kernel, checked and ready to be differentiated.
+
+    Attributes:
+        function: The model as a function.
+        inputs: The probe on the model's device, in the function's dtype.
+        reduction: Output directions.
+        names: Parameters to differentiate by.
+        buffers: Buffers to use instead of the model's own.
+        spec: Settings.
+    """
+
+    def __init__(
+        self,
+        function: ModelFunction,
+        inputs: Inputs,
+        reduction: Reduction,
+        names: list[str],
+        buffers: Params,
+        spec: KernelSpec,
+    ) -> None:
+        self.function, self.inputs, self.reduction = function, inputs, reduction
+        self.names, self.buffers, self.spec = names, buffers, spec
+
+    def kernel(
+        self,
+        *,
+        engine: EngineName,
+        budget: int,
+        other: Inputs | None = None,
+        order: Tensor | None = None,
+    ) -> Kernel:
+        """Return the kernel; ``order`` takes the samples in another order and puts them back."""
+        inputs = self.inputs if order is None else take(self.inputs, order)
+        device = self.function.params[self.names[0]].device
+        columns = None
+        if other is not None:
+            columns = cast_inputs(other, device=device, dtype=self.function.dtype)
+        left, right = self._rows(inputs, columns, engine, budget)
+        sizes = {name: _real_size(self.function.params[name]) for name in self.names}
+        matrix, layers = contract(
+            left,
+            right,
+            sizes,
+            {name: layer_of(name) for name in self.names},
+            full=self.reduction.full,
+            itemsize=self.function.dtype.itemsize,
+            device=device,
+            budget=budget,
+        )
+        if self.reduction.full:
+            matrix = unflatten_kernel(matrix, (left.rows, left.rows))
+        if order is not None:
+            back = order.argsort()
+            matrix = matrix[back][:, back]
+            layers = {name: part[back][:, back] for name, part in layers.items()}
+        coverage = dict.fromkeys(self.names, left.route)
+        return Kernel(matrix=matrix, layers=layers, coverage=coverage, spec=self.spec)
+
+    def _rows(
+        self, inputs: Inputs, other: Inputs | None, engine: EngineName, budget: int
+    ) -> tuple[VmapRows | LoopRows, VmapRows | LoopRows | None]:
+        kind: type[VmapRows] | type[LoopRows] = LoopRows
+        if engine != "loop":
+            failure = self._vmap_failure(inputs, budget)
+            if failure is None:
+                kind = VmapRows
+            elif engine == "vmap":
+                raise CoverageError(
+                    f"engine='vmap' cannot differentiate {type(self.function.model).__name__}: "
+                    f"{failure}. Use engine='auto' or 'loop'."
+                )
+            else:
+                _log.info("vmap cannot be used (%s); plain autograd is used instead", failure)
+
+        def rows(samples: Inputs) -> VmapRows | LoopRows:
+            return kind(self.function, samples, self.reduction, self.buffers)
+
+        return rows(inputs), None if other is None else rows(other)
+
+    def _vmap_failure(self, inputs: Inputs, budget: int) -> str | None:
+        """Compare one row with plain autograd: None if vmap runs and agrees."""
+        loop = LoopRows(self.function, inputs, self.reduction, self.buffers)
+        sample, direction = loop.count // 2, (loop.rows * 2) // 3
+        expected = loop.one_row(self.names, sample, direction)
+        try:
+            rows = VmapRows(self.function, inputs, self.reduction, self.buffers).row_blocks(
+                self.names, range(sample, sample + 1), budget
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever torch.func cannot do, plain autograd may
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        found = {name: block[0, direction] for name, block in rows.items()}
+        size = sum(g.double().square().sum() for g in expected.values())
+        error2 = sum((found[n] - g).double().square().sum() for n, g in expected.items())
+        tolerance = 1e4 * torch.finfo(self.function.dtype).eps
+        if bool(torch.as_tensor(error2 <= tolerance**2 * size)):
+            return None
+        gap = float(torch.as_tensor(error2 / size).sqrt())
+        return f"its gradient of sample {sample} is {gap:.1e} off that of plain autograd"
+
+
+def prepare(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    forward: ForwardFn | None,
+    outputs: OutputsSpec,
+    names: list[str],
+    dtype: torch.dtype,
+    batchnorms: list[str],
+    check_coupling: bool = True,
+) -> Problem:
+    """Return a problem that has passed all checks; call it inside ``undisturbed``.
+
+    Args:
+        model: The model, in evaluation mode.
+        inputs: The probe.
+        forward: How to call the model, or None to guess.
+        outputs: Setting of ``empirical_ntk``.
+        names: Clean names of the parameters to differentiate by.
+        dtype: Of the Jacobian.
+        batchnorms: BatchNorms to run on the statistics of the probe.
+        check_coupling: Whether to test that samples do not depend on each other.
+
+    Returns:
+        The problem.
+
+    Raises:
+        NonFiniteError: If outputs are NaN or infinite.
+    """
+    n = count_samples(inputs)
+    device = next(model.parameters()).device
+    inputs = cast_inputs(inputs, device=device, dtype=dtype)
+    words = "forward="
+    if forward is None:
+        few = take(cast_inputs(inputs, device=device, dtype=_model_dtype(model)), slice(0, 2))
+        with torch.no_grad():
+            forward, words = guess_forward(model, few)
+
+    def make(kind: torch.dtype) -> ModelFunction:
+        return ModelFunction(model, forward, dtype=kind)
+
+    function = make(dtype)
+    buffers = probe_statistics(function, inputs, batchnorms) if batchnorms else {}
+    with torch.no_grad():
+        values = function({}, inputs, buffers)
+    check_outputs(values, n)
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{bad} of the {values.numel()} outputs of {type(model).__name__} on the probe are NaN "
+            "or infinite, so they have no derivative. Check the inputs for NaN and the weights for "
+            "divergence."
+        )
+    if check_coupling and n > 1:
+        check_samples_independent(make, inputs, dtype=dtype, buffers=buffers)
+    reduction = resolve_outputs(outputs, values)
+    spec = KernelSpec(
+        outputs=reduction.name,
+        output_shape=tuple(values.shape[1:]),
+        params=tuple(names),
+        dtype=str(dtype).removeprefix("torch."),
+        batchnorm="probe" if batchnorms else _statistics_in(model),
+        forward=words,
+    )
+    return Problem(function, inputs, reduction, names, buffers, spec)
+
+
+def _statistics_in(model: nn.Module) -> str:
+    kind = nn.modules.batchnorm._BatchNorm
+    return "running" if any(isinstance(module, kind) for module in model.modules()) else "none"
+
+
+def _model_dtype(model: nn.Module) -> torch.dtype:
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floats, torch.get_default_dtype())
+
+
+def _real_size(parameter: Tensor) -> int:
+    return parameter.numel() * (2 if parameter.is_complex() else 1)

@@ -1,0 +1,147 @@
+"""A measurement leaves the model as found: modes, parameters, random streams, global switches.
+
+Evaluation mode is set flag by flag and restored flag by flag, without calling the user's
+``train()`` or ``eval()``, which may do more than set flags (merge adapters, say).
+"""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ntkwatch.errors import ModelChangedError
+
+__all__ = ["undisturbed"]
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, evaluation: bool = True) -> Iterator[None]:
+    """Measure inside this; afterwards, also after an exception, the model is as before.
+
+    Args:
+        model: The model to be measured.
+        evaluation: Whether to measure in the modes that ``model.eval()`` would give.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ModelChangedError: If a parameter was written to all the same.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    before = [(name, p, p._version) for name, p in model.named_parameters()]
+    with ExitStack() as stack:
+        stack.enter_context(_quiet_torch(_devices(model)))
+        stack.enter_context(_kept_random_streams(_devices(model)))
+        try:
+            if evaluation:
+                for module, training in _evaluation_modes(model).items():
+                    module.training = training
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+    changed = [name for name, p, version in before if p._version != version]
+    if changed:
+        raise ModelChangedError(
+            f"the forward pass of {type(model).__name__} wrote to {len(changed)} of its own "
+            f"parameters in evaluation mode ({', '.join(changed[:3])}), so measuring would alter "
+            "the training. Move such updates out of forward(), or pass forward= without them."
+        )
+
+
+def _evaluation_modes(model: nn.Module) -> dict[nn.Module, bool]:
+    """Which mode each module would be in after ``model.eval()``."""
+    # Only a module that overrides ``train`` or ``eval`` can surprise. It is asked on a shell: the
+    # same objects with copied dictionaries and parameters that hold no data, so that whatever it
+    # does besides touches nothing.
+    plain = dict.fromkeys(model.modules(), False)
+    if all(_keeps_train(module) for module in plain):
+        return plain
+    try:
+        shells: dict[nn.Module, nn.Module] = {}
+        _shell(model, shells).eval()
+    except Exception:  # whatever the override needs, it is not ours to debug
+        return plain
+    return {module: shells[module].training for module in plain}
+
+
+def _keeps_train(module: nn.Module) -> bool:
+    own = type(module)
+    return own.train is nn.Module.train and own.eval is nn.Module.eval
+
+
+def _shell(module: nn.Module, shells: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in shells:
+        return shells[module]
+    shell = shells[module] = object.__new__(type(module))
+    shell.__dict__.update(module.__dict__)
+    for kind in ("_parameters", "_buffers"):
+        tensors = {name: _hollow(tensor) for name, tensor in module.__dict__[kind].items()}
+        shell.__dict__[kind] = tensors
+    children = module.__dict__["_modules"].items()
+    shell.__dict__["_modules"] = {
+        name: None if child is None else _shell(child, shells) for name, child in children
+    }
+    return shell
+
+
+def _hollow(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    empty = torch.empty_like(tensor.detach(), device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _devices(model: nn.Module) -> list[torch.device]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return list(dict.fromkeys(tensor.device for tensor in tensors)) or [torch.device("cpu")]
+
+
+@contextmanager
+def _quiet_torch(devices: list[torch.device]) -> Iterator[None]:
+    """Eager, in full precision, with gradients: whatever the caller's own settings are."""
+    precision = torch.get_float32_matmul_precision()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        # Tracing a compiled forward under torch.func would switch compilation off for good.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {device.type for device in devices} | {"cpu"}:
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.backends.cudnn.is_available():
+            stack.enter_context(
+                torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=False, allow_tf32=False
+                )
+            )
+        try:
+            # TF32 noise of 1e-3 would pass for drift.
+            torch.set_float32_matmul_precision("highest")
+            # The fused encoder layer has no derivative with respect to its weights.
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _kept_random_streams(devices: list[torch.device]) -> Iterator[None]:
+    python, numpy = random.getstate(), copy.deepcopy(np.random.get_state())
+    with ExitStack() as stack:
+        for kind in {device.type for device in devices if device.type not in ("cpu", "meta")}:
+            numbers = [d.index or 0 for d in devices if d.type == kind]
+            stack.enter_context(torch.random.fork_rng(devices=numbers, device_type=kind))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,124 @@
+"""How well a kernel's geometry fits the targets.
+
+Tensors in, tensors out: nothing here knows of models, steps or files. Absolute values depend on
+the number of probe points and carry no meaning; compare values of one probe, or their z-scores.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ntkwatch.errors import InputError
+from ntkwatch.kernel.gram import centre, inner, widest_float
+
+__all__ = ["Alignment", "rkhs_norm", "target_alignment", "target_matrix"]
+
+
+class Alignment(NamedTuple):
+    """Kernel-target alignment with its permutation null.
+
+    Attributes:
+        value: Centred cosine in [-1, 1]; in [0, 1] in practice.
+        null_mean: Mean over permutations of the targets.
+        null_sd: Standard deviation over them.
+    """
+
+    value: Float[Tensor, ""]
+    null_mean: Float[Tensor, ""]
+    null_sd: Float[Tensor, ""]
+
+
+def target_matrix(
+    targets: Int[Tensor, " n"] | Float[Tensor, " n *c"], *, device: torch.device
+) -> Float[Tensor, "n c"]:
+    """Return targets as a centred matrix: one-hot for class labels, as they are for regression.
+
+    Args:
+        targets: Class labels, or regression targets of any trailing shape.
+        device: Where the result should be.
+
+    Returns:
+        A matrix whose columns have mean 0.
+
+    Raises:
+        InputError: If all targets are equal, so that nothing could align with them.
+    """
+    wide = widest_float(device)
+    if targets.is_floating_point():
+        matrix = (
+            targets.detach().to(device).to(wide).flatten(1)
+            if targets.ndim > 1
+            else (targets.detach().to(device).to(wide)[:, None])
+        )
+    else:
+        labels = targets.detach().to(device).unique(return_inverse=True)[1].flatten()
+        matrix = torch.nn.functional.one_hot(labels).to(wide)
+    centred = matrix - matrix.mean(dim=0)
+    if centred.square().sum() <= torch.finfo(wide).eps * matrix.square().sum():
+        raise InputError(
+            f"all {len(targets)} targets of the probe are equal, so alignment with them is "
+            "undefined. Draw a probe with at least two classes or values."
+        )
+    return centred
+
+
+def target_alignment(
+    kernel: Float[Tensor, "n n"],
+    targets: Float[Tensor, "n c"],
+    *,
+    permutations: int = 200,
+    generator: torch.Generator | None = None,
+) -> Alignment:
+    """Return ``<H K H, Y Y'> / (|H K H| |Y Y'|)`` and what shuffled targets give.
+
+    Args:
+        kernel: Trace kernel ``K``.
+        targets: Centred targets ``Y`` from ``target_matrix``.
+        permutations: How many shuffles make the null.
+        generator: Source of the shuffles, on the CPU; the default is seeded, so that all kernels
+            of a run meet the same null.
+
+    Returns:
+        The alignment with mean and standard deviation of its null.
+
+    Source:
+        Baratin et al., AISTATS 2021, arXiv:2008.00938 (centred alignment of the NTK).
+    """
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    centred = centre(kernel.to(targets.dtype))
+    gram = targets @ targets.mT
+    size = (inner(centred, centred) * inner(gram, gram)).sqrt()
+    orders = torch.stack(
+        [torch.randperm(len(targets), generator=generator) for _ in range(permutations)]
+    ).to(targets.device)
+    shuffled = targets[orders]
+    # <HKH, PY(PY)'> = trace((PY)' HKH PY), for all shuffles at once.
+    null = ((centred @ shuffled) * shuffled).sum(dim=(1, 2)) / size
+    return Alignment(inner(centred, gram) / size, null.mean(), null.std())
+
+
+def rkhs_norm(
+    kernel: Float[Tensor, "n n"], targets: Float[Tensor, "n c"], *, ridge: float
+) -> Float[Tensor, ""]:
+    """Return ``tr(K) tr(Y' (K + eps I)^-1 Y) / N^2``: how hard the targets are for this kernel.
+
+    Args:
+        kernel: Trace kernel ``K``.
+        targets: Centred targets ``Y`` from ``target_matrix``.
+        ridge: ``eps`` as a share of the mean eigenvalue ``tr(K) / N``.
+
+    Returns:
+        A number without unit that does not change when the kernel is rescaled. Its ratio to that
+        of the starting kernel falls below 1 when the kernel turned toward the task.
+    """
+    wide = kernel.to(targets.dtype)
+    n = wide.shape[0]
+    mean = wide.diagonal().mean()
+    ridged = (wide + wide.mT) / 2 + ridge * mean * torch.eye(
+        n, dtype=wide.dtype, device=wide.device
+    )
+    solved = torch.linalg.solve(ridged, targets)
+    norm: Tensor = mean * (targets * solved).sum() / n
+    return norm

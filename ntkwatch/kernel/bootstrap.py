@@ -1,0 +1,136 @@
+"""Intervals over the choice of probe points, by a weighted bootstrap that is right for kernels.
+
+Tensors in, tensors out. Drawing samples with replacement would put copies of a sample beside
+itself and so diagonal entries off the diagonal. Weights avoid that: entry (i, j) counts
+``w_i w_j``, and a diagonal entry counts ``w_i`` rather than ``w_i^2``, since ``E[w_i^2] = 2 - 1/N``
+would count it twice.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ntkwatch.kernel.gram import widest_float
+
+__all__ = [
+    "angle_samples",
+    "bootstrap_weights",
+    "central_interval",
+    "relative_change_samples",
+    "residual_ratio_samples",
+]
+
+
+def bootstrap_weights(
+    n: int, draws: int, *, strata: Tensor | None = None, seed: int = 0
+) -> Float[Tensor, "draws n"]:
+    """Return multinomial weights: how often each sample is drawn, N draws with replacement.
+
+    Args:
+        n: Number of samples.
+        draws: Number of bootstrap replicates.
+        strata: A class label per sample; each class keeps its size in every replicate.
+        seed: Of the drawing.
+
+    Returns:
+        Non-negative whole numbers that add up to N in each row.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.zeros(n, dtype=torch.long) if strata is None else strata.cpu().long()
+    weights = torch.zeros(draws, n, dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        drawn = torch.randint(len(members), (draws, len(members)), generator=generator)
+        ones = torch.ones_like(drawn, dtype=torch.float64)
+        weights.scatter_add_(1, members[drawn], ones)
+    return weights
+
+
+def angle_samples(
+    kernel: Float[Tensor, "n n"],
+    reference: Float[Tensor, "n n"],
+    weights: Float[Tensor, "draws n"],
+) -> Float[Tensor, " draws"]:
+    """Return the angle between two kernels in every replicate.
+
+    Args:
+        kernel: Kernel now.
+        reference: Reference kernel.
+        weights: From ``bootstrap_weights``.
+
+    Returns:
+        Radians in [0, pi/2], NaN where a replicate has no kernel left.
+    """
+    now, then, weights = _wide(kernel, reference, weights)
+    now_size = _weighted(now.square(), weights).sqrt()
+    then_size = _weighted(then.square(), weights).sqrt()
+    distances = [
+        0.5 * _weighted((now / a - then / b).square(), weight[None])[0]
+        for a, b, weight in zip(now_size, then_size, weights, strict=True)
+    ]
+    return 2 * torch.asin((torch.stack(distances) / 2).sqrt().clamp(max=1))
+
+
+def relative_change_samples(
+    kernel: Float[Tensor, "n n"],
+    reference: Float[Tensor, "n n"],
+    weights: Float[Tensor, "draws n"],
+) -> Float[Tensor, " draws"]:
+    """Return ``|K - R| / |R|`` in every replicate.
+
+    Args:
+        kernel: Kernel now.
+        reference: Reference kernel.
+        weights: From ``bootstrap_weights``.
+
+    Returns:
+        Ratios without unit.
+    """
+    now, then, weights = _wide(kernel, reference, weights)
+    return (_weighted((now - then).square(), weights) / _weighted(then.square(), weights)).sqrt()
+
+
+def residual_ratio_samples(
+    residual: Float[Tensor, " n"], change: Float[Tensor, " n"], weights: Float[Tensor, "draws n"]
+) -> Float[Tensor, " draws"]:
+    """Return ``sqrt(sum w r / sum w c)`` in every replicate.
+
+    Args:
+        residual: Squared residual per sample.
+        change: Squared change per sample.
+        weights: From ``bootstrap_weights``.
+
+    Returns:
+        Ratios without unit.
+    """
+    weights = weights.to(device=residual.device, dtype=residual.dtype)
+    return ((weights @ residual) / (weights @ change)).sqrt()
+
+
+def central_interval(samples: Float[Tensor, " draws"], level: float = 0.95) -> Float[Tensor, " 2"]:
+    """Return the central interval that holds a share ``level`` of the finite replicates.
+
+    Args:
+        samples: One value per replicate.
+        level: Share in (0, 1).
+
+    Returns:
+        Lower and upper end; NaN where no replicate is finite.
+    """
+    finite = samples[samples.isfinite()]
+    if len(finite) == 0:
+        return torch.full((2,), torch.nan, dtype=samples.dtype, device=samples.device)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    return torch.quantile(finite, torch.tensor(ends, dtype=finite.dtype, device=finite.device))
+
+
+def _weighted(squares: Tensor, weights: Tensor) -> Tensor:
+    """Sum of entries with weight w_i w_j off the diagonal and w_i on it, per replicate."""
+    diagonal = squares.diagonal()
+    off = squares - torch.diag(diagonal)
+    return ((weights @ off) * weights).sum(dim=1) + weights @ diagonal
+
+
+def _wide(kernel: Tensor, reference: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wide = widest_float(kernel.device)
+    return kernel.to(wide), reference.to(wide), weights.to(device=kernel.device, dtype=wide)

@@ -1,0 +1,137 @@
+"""A run's report as Markdown with tables, for an issue, a pull request or a notebook.
+
+Knows nothing of files; names from a model or a data set are escaped and cannot form markup.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from ntkwatch.report.columns import value_of
+from ntkwatch.report.core import Summary, summarise
+from ntkwatch.report.words import MISSING, clean, duration, number
+from ntkwatch.watch.history import History
+from ntkwatch.watch.verdict import Verdict
+
+__all__ = ["render_markdown"]
+
+# What Markdown and its tables read as markup anywhere, before a link's slashes, and at the start
+# of a line. Parentheses are safe, as no bracket before them stays unescaped.
+_MARKUP = re.compile(r"([\\`*_{}\[\]|~<>&$]|:(?=//)|^[#+=-]|(?<=^[0-9])[.)])")
+_HTML = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+
+
+def render_markdown(history: History, verdict: Verdict, *, title: str) -> str:
+    """Return the report of a run as Markdown.
+
+    Args:
+        history: The run's observations.
+        verdict: What ``judge`` said about them.
+        title: Name of the run.
+
+    Returns:
+        Lines, the last one ended; raw HTML nowhere.
+    """
+    summary = summarise(history, verdict)
+    parts = [
+        f"# ntkwatch: {escape(title)}",
+        f"**Verdict: {escape(verdict.label)}**",
+        escape(verdict.reason),
+        "## Evidence",
+        _items(verdict.evidence),
+        "## Use",
+        f"Task-aligned: {verdict.use.task_aligned}. "
+        f"Features needed: {verdict.use.features_needed}. {escape(verdict.use.why)}".rstrip(),
+        "## Next step",
+        escape(verdict.next_step),
+        *_numbers(summary),
+        *_layers(summary),
+        *_left_out(summary),
+        "## Settings",
+        _table(("setting", "value"), [(escape(k), escape(v)) for k, v in summary.settings], "ll"),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(text: object) -> str:
+    """Return text that Markdown shows as it is.
+
+    Args:
+        text: A name, a sentence, a reason.
+
+    Returns:
+        One line with every mark escaped that could open markup, a table cell or HTML.
+    """
+    return _MARKUP.sub(_escaped, clean(text))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    mark = match[1]
+    return _HTML.get(mark, f"\\{mark}")
+
+
+def _items(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(text)}" for text in texts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    rule = ["---:" if side == "r" else ":---" for side in align]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def _numbers(summary: Summary) -> list[str]:
+    if not summary.rows:
+        return []
+    head = [
+        f"{column.title} ({column.unit})" if column.unit else column.title
+        for column in summary.columns
+    ]
+    rows = []
+    for row in summary.rows:
+        values = [(column.key, value_of(row, column.key)) for column in summary.columns]
+        rows.append([_cell(key, value) for key, value in values])
+    return [
+        "## Numbers over time",
+        _table(head, rows, "r" * len(head)),
+        f"Listed: {len(summary.rows)} of {summary.total} observations. All of them took "
+        f"{duration(summary.seconds)}, the slowest {duration(summary.slowest)}. "
+        f"{MISSING} means: not measured.",
+    ]
+
+
+def _cell(key: str, value: float | None) -> str:
+    if key in ("step", "epoch"):
+        return MISSING if value is None else str(value)
+    return number(value, signed=key == "kernel_scale")
+
+
+def _layers(summary: Summary) -> list[str]:
+    if not summary.layers:
+        return []
+    rows = [
+        (
+            escape(layer.name),
+            number(layer.angle),
+            escape(layer.band),
+            number(layer.relative_displacement),
+        )
+        for layer in summary.layers
+    ]
+    return [
+        "## Layers",
+        _table(("layer", "angle (rad)", "band", "relative displacement"), rows, "lrlr"),
+    ]
+
+
+def _left_out(summary: Summary) -> list[str]:
+    parts = []
+    if summary.missing:
+        parts += [
+            "## Not measured",
+            _items(f"{m.title} ({m.where}): {m.reason}" for m in summary.missing),
+        ]
+    if summary.gaps:
+        gaps = [f"step {gap.step}: {gap.reason}" for gap in summary.gaps]
+        parts += ["## Failed observations", _items(gaps)]
+    if summary.problems:
+        parts += ["## Problems of the history file", _items(summary.problems)]
+    return parts
