@@ -46,7 +46,7 @@ $(BIN)/python:
 
 # `python -m venv` links python first and brings pip last: where it stopped between, finish it.
 $(BIN)/pip: | $(BIN)/python
-	$(BIN)/python -m ensurepip --default-pip
+	@test -e $@ || $(BIN)/python -m ensurepip --default-pip
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -15,6 +15,7 @@ __all__ = [
     "NonFiniteError",
     "NtkwatchError",
     "OutputError",
+    "RandomForwardError",
     "SampleCouplingError",
     "SelectionError",
 ]
@@ -45,7 +46,11 @@ class NonFiniteError(NtkwatchError):
 
 
 class SampleCouplingError(NtkwatchError):
-    """The outputs of one sample depend on the other samples, or on chance."""
+    """The outputs of one sample depend on the other samples."""
+
+
+class RandomForwardError(SampleCouplingError):
+    """The model draws random numbers in evaluation mode: it is no function of its inputs."""
 
 
 class KernelMismatchError(NtkwatchError):

@@ -6,7 +6,7 @@ How rows are computed is not known here.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ __all__ = ["RowSource", "contract"]
 _COLUMNS = 4096
 
 
+@runtime_checkable
 class RowSource(Protocol):
     """Something that computes Jacobian rows."""
 

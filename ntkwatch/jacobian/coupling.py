@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import SampleCouplingError
+from ntkwatch.errors import RandomForwardError, SampleCouplingError
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
 
@@ -52,7 +52,8 @@ def check_samples_independent(
         buffers: Buffers to use instead of the model's.
 
     Raises:
-        SampleCouplingError: If outputs depend on chance or on other samples.
+        RandomForwardError: If outputs depend on chance.
+        SampleCouplingError: If they depend on other samples.
     """
     function = make(dtype)
     n = count_samples(inputs)
@@ -60,7 +61,7 @@ def check_samples_independent(
         whole = function({}, inputs, buffers)
         again = _gap(function({}, inputs, buffers), whole)
         if not again <= _DOUBTFUL:
-            raise SampleCouplingError(_random_message(function, inputs, buffers, again))
+            raise RandomForwardError(_random_message(function, inputs, buffers, again))
         some = _companions(n)
         try:
             gap = _gap(function({}, take(inputs, some), buffers), whole[some])

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ntkwatch.errors import CoverageError
 from ntkwatch.jacobian.functional import Params
 
-__all__ = ["Linearized", "jacobian_vector_product"]
+__all__ = ["Linearized", "OutputsOf", "jacobian_vector_product"]
 
 OutputsOf = Callable[[Params], Tensor]
 

@@ -64,8 +64,8 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
     """Return the reduction that a setting means for a model's outputs.
 
     Args:
-        outputs: "full", "trace", "sum", "random:k", "random:k:plain", "auto" or a function
-            ``(N, ...) -> (N, C)``.
+        outputs: "full", "trace", "sum", "random:k", "auto" (the last two also with ":plain") or a
+            function ``(N, ...) -> (N, C)``.
         example: Outputs of the model on some samples.
 
     Returns:
@@ -92,8 +92,9 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
         )
     shape = tuple(example.shape[1:])
     count = max(1, math.prod(shape))
-    if outputs == "auto":
-        outputs = "full" if count <= AUTO_FULL else f"random:{AUTO_DIRECTIONS}"
+    if outputs in ("auto", "auto:plain"):
+        plain = ":plain" if outputs == "auto:plain" or shape[-1:] == (1,) else ""
+        outputs = "full" if count <= AUTO_FULL else f"random:{AUTO_DIRECTIONS}{plain}"
     if outputs in ("full", "trace"):
         return Reduction(
             name=outputs, full=outputs == "full", directions=None, rows=count, shape=shape

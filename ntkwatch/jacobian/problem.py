@@ -5,6 +5,7 @@ Which engine then computes the rows is decided here too; the arithmetic is in th
 """
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class Problem:
     """A model, a probe and the settings of a kernel, checked and ready to be differentiated.
 
     Attributes:
+        make: Gives the model as a function in any dtype.
         function: The model as a function.
         inputs: The probe on the model's device, in the function's dtype.
         reduction: Output directions.
@@ -42,6 +44,7 @@ class Problem:
 
     def __init__(
         self,
+        make: Callable[[torch.dtype], ModelFunction],
         function: ModelFunction,
         inputs: Inputs,
         reduction: Reduction,
@@ -49,8 +52,16 @@ class Problem:
         buffers: Params,
         spec: KernelSpec,
     ) -> None:
+        self.make = make
         self.function, self.inputs, self.reduction = function, inputs, reduction
         self.names, self.buffers, self.spec = names, buffers, spec
+
+    def check_samples_independent(self) -> None:
+        """Refuse a model whose samples depend on each other or on chance."""
+        if count_samples(self.inputs) > 1:
+            check_samples_independent(
+                self.make, self.inputs, dtype=self.function.dtype, buffers=self.buffers
+            )
 
     def kernel(
         self,
@@ -140,9 +151,10 @@ def prepare(
     names: list[str],
     dtype: torch.dtype,
     batchnorms: list[str],
-    check_coupling: bool = True,
 ) -> Problem:
-    """Return a problem that has passed all checks; call it inside ``undisturbed``.
+    """Return a problem whose inputs, outputs and weights are checked.
+
+    Call it inside ``undisturbed``; whether samples are independent is a check of its own.
 
     Args:
         model: The model, in evaluation mode.
@@ -152,7 +164,6 @@ def prepare(
         names: Clean names of the parameters to differentiate by.
         dtype: Of the Jacobian.
         batchnorms: BatchNorms to run on the statistics of the probe.
-        check_coupling: Whether to test that samples do not depend on each other.
 
     Returns:
         The problem.
@@ -184,8 +195,6 @@ def prepare(
             "or infinite, so they have no derivative. Check the inputs for NaN and the weights for "
             "divergence."
         )
-    if check_coupling and n > 1:
-        check_samples_independent(make, inputs, dtype=dtype, buffers=buffers)
     reduction = resolve_outputs(outputs, values)
     spec = KernelSpec(
         outputs=reduction.name,
@@ -195,7 +204,7 @@ def prepare(
         batchnorm="probe" if batchnorms else _statistics_in(model),
         forward=words,
     )
-    return Problem(function, inputs, reduction, names, buffers, spec)
+    return Problem(make, function, inputs, reduction, names, buffers, spec)
 
 
 def _statistics_in(model: nn.Module) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ntkwatch.errors import ModelChangedError
 
-__all__ = ["undisturbed"]
+__all__ = ["kept_random_streams", "undisturbed"]
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def undisturbed(model: nn.Module, *, evaluation: bool = True) -> Iterator[None]:
     before = [(name, p, p._version) for name, p in model.named_parameters()]
     with ExitStack() as stack:
         stack.enter_context(_quiet_torch(_devices(model)))
-        stack.enter_context(_kept_random_streams(_devices(model)))
+        stack.enter_context(kept_random_streams(_devices(model)))
         try:
             if evaluation:
                 for module, training in _evaluation_modes(model).items():
@@ -133,7 +133,15 @@ def _quiet_torch(devices: list[torch.device]) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_random_streams(devices: list[torch.device]) -> Iterator[None]:
+def kept_random_streams(devices: list[torch.device]) -> Iterator[None]:
+    """Put the random streams of torch, Python and numpy back afterwards.
+
+    Args:
+        devices: Whose generators to keep, besides the CPU's.
+
+    Yields:
+        Nothing.
+    """
     python, numpy = random.getstate(), copy.deepcopy(np.random.get_state())
     with ExitStack() as stack:
         for kind in {device.type for device in devices if device.type not in ("cpu", "meta")}:

@@ -1,27 +1,16 @@
 """The colours of every plot and page.
 
-Nothing here knows what a colour stands for, strengths apart.
+Nothing here knows what is drawn.
 """
+
+from collections.abc import Sequence
 
 from ntkwatch.watch.verdict import Strength
 
-__all__ = ["COLOURS", "DASHES", "GREY", "STRENGTH_COLOURS", "faded"]
+__all__ = ["COLOURS", "DASHES", "GREY", "STRENGTH_COLOURS", "faded", "run_colours"]
 
 GREY = "#77818c"
 # Middle tones: each reads on white and on near-black, so one page serves light, dark and print.
-# Neighbours differ for colour-blind readers too; dashes tell repeats apart.
-COLOURS = (
-    "#2f7fc1",
-    "#d1571b",
-    "#12906f",
-    "#b056a8",
-    "#a8761a",
-    "#5f7fd8",
-    "#c64a6c",
-    "#5b8c2a",
-)
-DASHES = ("solid", "dash", "dot", "dashdot")
-
 STRENGTH_COLOURS = {
     Strength.STATIC: GREY,
     Strength.LAZY: "#2f7fc1",
@@ -29,6 +18,33 @@ STRENGTH_COLOURS = {
     Strength.FEATURE_LEARNING: "#d1571b",
     Strength.UNDETERMINED: GREY,
 }
+# None of the above, so that no curve looks like a verdict. Dashes tell repeats apart.
+COLOURS = (
+    "#12906f",
+    "#b056a8",
+    "#5f7fd8",
+    "#c64a6c",
+    "#5b8c2a",
+    "#0e87a0",
+    "#8a6fd0",
+    "#9a6a4f",
+)
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def run_colours(strengths: Sequence[Strength]) -> list[str]:
+    """Return a colour for each of several runs.
+
+    Args:
+        strengths: Of the runs' verdicts.
+
+    Returns:
+        The colours of the strengths where they tell the runs apart, else those of curves.
+    """
+    own = [STRENGTH_COLOURS[strength] for strength in strengths]
+    if len(set(own)) == len(own):
+        return own
+    return [COLOURS[place % len(COLOURS)] for place in range(len(own))]
 
 
 def faded(colour: str, share: float) -> str:

@@ -5,7 +5,7 @@ Nothing here knows how a curve becomes a picture (``drawing``) or where it stand
 
 from collections.abc import Callable, Sequence
 
-from ntkwatch.report.colours import COLOURS, DASHES
+from ntkwatch.report.colours import COLOURS, DASHES, run_colours
 from ntkwatch.report.columns import BY_KEY
 from ntkwatch.report.curve import Curve, Point
 from ntkwatch.report.drawing import Axis, Drawing, draw
@@ -13,7 +13,7 @@ from ntkwatch.report.figures import axis_title, edges_of, points, points_of
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Bands, Verdict
 
-__all__ = ["Run", "comparison_drawings", "run_colour"]
+__all__ = ["Run", "comparison_drawings"]
 
 Run = tuple[str, History, Verdict]
 
@@ -45,25 +45,14 @@ def comparison_drawings(runs: Sequence[Run]) -> list[Drawing]:
     return [drawing for drawing in drawings if drawing is not None]
 
 
-def run_colour(place: int) -> str:
-    """Return the colour of a run in a comparison.
-
-    Args:
-        place: Of the run, from 0.
-
-    Returns:
-        A hash and six hexadecimal digits.
-    """
-    return COLOURS[place % len(COLOURS)]
-
-
 def _shared(runs: Sequence[Run], key: str, bands: Bands, *, log: bool = False) -> Drawing | None:
     title = BY_KEY[key].title
+    heading = title if title.startswith("ln ") else title[:1].upper() + title[1:]
     return draw(
         _one_colour_each(runs, lambda history: points(history, key)),
         Axis(title=axis_title(key), log=log, edges=edges_of(key, bands)),
         id=key.replace("_", "-"),
-        title=title[:1].upper() + title[1:],
+        title=heading,
         caption=BY_KEY[key].meaning,
     )
 
@@ -71,16 +60,17 @@ def _shared(runs: Sequence[Run], key: str, bands: Bands, *, log: bool = False) -
 def _error_against_loss(runs: Sequence[Run], bands: Bands) -> Drawing | None:
     """Training time differs between runs; the loss reached is the clock that they share."""
     key = "linearization_error"
+
+    def read(history: History) -> tuple[Point, ...]:
+        return points_of(
+            history,
+            lambda o: o.linearization_error,
+            interval=lambda o: o.intervals.get(key),
+            at=lambda o: o.loss_ratio if o.loss_ratio and o.loss_ratio > 0 else None,
+        )
+
     return draw(
-        _one_colour_each(
-            runs,
-            lambda history: points_of(
-                history,
-                lambda o: o.linearization_error,
-                interval=lambda o: o.intervals.get(key),
-                at=lambda o: o.loss_ratio if o.loss_ratio and o.loss_ratio > 0 else None,
-            ),
-        ),
+        _one_colour_each(runs, read, across="loss ratio"),
         Axis(title=axis_title(key), log=True, edges=edges_of(key, bands)),
         id="error-against-loss",
         title="Linearization error at equal loss",
@@ -91,14 +81,16 @@ def _error_against_loss(runs: Sequence[Run], bands: Bands) -> Drawing | None:
 
 
 def _one_colour_each(
-    runs: Sequence[Run], read: Callable[[History], tuple[Point, ...]]
+    runs: Sequence[Run], read: Callable[[History], tuple[Point, ...]], *, across: str = "step"
 ) -> list[Curve]:
+    colours = run_colours([verdict.strength for _, _, verdict in runs])
     return [
         Curve(
             name=name,
             points=read(history),
-            colour=run_colour(place),
+            colour=colours[place],
             dash=DASHES[place // len(COLOURS) % len(DASHES)],
+            across=across,
         )
         for place, (name, history, _) in enumerate(runs)
     ]

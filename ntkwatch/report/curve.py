@@ -33,6 +33,7 @@ class Curve:
         dash: A dash style of plotly.
         width: Of the line, pixels.
         shown: Whether it is visible before the reader asks for it.
+        across: What the abscissa is called beside a point.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Curve:
     dash: str = "solid"
     width: float = 2.2
     shown: bool = True
+    across: str = "step"
 
 
 def escaped(name: str) -> str:
@@ -91,7 +93,7 @@ def traces_of(curve: Curve, *, log: bool) -> list[dict[str, Any]]:
             "x": [x for x, _, _ in points],
             "y": [_six_digits(y) for _, y, _ in points],
             "customdata": [_between(interval) for _, _, interval in points],
-            "hovertemplate": "%{y:.3g}%{customdata}",
+            "hovertemplate": f"{curve.across} %{{x}}<br>%{{y:.3g}}%{{customdata}}",
             "line": {"color": curve.colour, "width": curve.width, "dash": curve.dash},
             "marker": {"color": curve.colour, "size": 3 + curve.width},
             "name": name,

@@ -17,6 +17,7 @@ __all__ = ["Axis", "Drawing", "Entry", "draw"]
 
 _BANDS = (Strength.LAZY, Strength.TRANSITIONAL, Strength.FEATURE_LEARNING)
 _HEIGHT = 300  # pixels
+_POWERS_DO = 20.0  # between the ends of an axis, powers of ten are labels enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +133,8 @@ def _layout(values: list[float], axis: Axis, across: Axis, *, log: bool) -> dict
     if log:
         bottom, top = _reach(values, axis)
         vertical["range"] = [math.log10(bottom), math.log10(top)]
+        if top / bottom > _POWERS_DO:
+            vertical["dtick"] = 1  # powers of ten only
     elif axis.edges is None:
         bottom, top = -math.inf, math.inf
     else:
@@ -144,6 +147,7 @@ def _layout(values: list[float], axis: Axis, across: Axis, *, log: bool) -> dict
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "inherit", "size": 12, "color": GREY},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": GREY},
         "showlegend": False,
         "hovermode": "closest",
         "hoverlabel": {"namelength": -1, "font": {"color": "#ffffff"}},

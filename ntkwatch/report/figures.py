@@ -170,7 +170,7 @@ def _since_warmup(history: History, key: str) -> list[Curve]:
         history, lambda o: None if o.since_warmup is None else getattr(o.since_warmup, key)
     )
     name = f"since warm-up (step {min(anchors)})"
-    return [Curve(name=name, points=found, colour=COLOURS[3], dash="dash")]
+    return [Curve(name=name, points=found, colour=COLOURS[1], dash="dash")]
 
 
 def _layer_curves(history: History, read: _Read, *, shown: int) -> tuple[list[Curve], str]:

@@ -1,0 +1,153 @@
+"""A run, or several side by side, as one HTML page that needs nothing but itself.
+
+Knows nothing of files. Every name is escaped by the templates, and the page's own policy lets no
+script run but the two that it was made with, and nothing be loaded from anywhere.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ntkwatch.report.columns import title_of, value_of
+from ntkwatch.report.comparison import compare
+from ntkwatch.report.comparison_figures import Run, comparison_drawings
+from ntkwatch.report.core import summarise
+from ntkwatch.report.drawing import Drawing
+from ntkwatch.report.figures import run_drawings
+from ntkwatch.report.gauge import gauges
+from ntkwatch.report.words import clean, duration, number
+from ntkwatch.watch.history import History
+from ntkwatch.watch.verdict import Strength, Verdict
+
+__all__ = ["render_comparison_html", "render_html"]
+
+
+def render_html(history: History, verdict: Verdict, *, title: str) -> str:
+    """Return the report of a run as a page.
+
+    Args:
+        history: The run's observations.
+        verdict: What ``judge`` said about them.
+        title: Name of the run.
+
+    Returns:
+        One HTML document of about 5 MB, most of it the plotting library, which it carries along.
+    """
+    last = history[-1] if len(history) else None
+    return _page(
+        "report.html.j2",
+        run_drawings(history, verdict),
+        title=title,
+        verdict=verdict,
+        last=last,
+        summary=summarise(history, verdict),
+        gauges=() if last is None else gauges(last, verdict.bands),
+        floors=_numbers({} if last is None else last.noise_floor),
+        thresholds=_numbers(dataclasses.asdict(verdict.bands)),
+        has_intervals=any(observation.intervals for observation in history),
+    )
+
+
+def render_comparison_html(
+    runs: Sequence[Run],
+    *,
+    title: str,
+    facts: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """Return several runs side by side as a page.
+
+    Args:
+        runs: Name, observations and verdict of each.
+        title: Heading of the page.
+        facts: Per name of a run, further lines for its card, such as its test accuracy.
+
+    Returns:
+        One HTML document of about 5 MB, most of it the plotting library, which it carries along.
+    """
+    return _page(
+        "comparison.html.j2",
+        comparison_drawings(runs),
+        title=title,
+        comparison=compare(runs, facts or {}),
+    )
+
+
+def _numbers(values: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [(title_of(key), number(value)) for key, value in values.items()]
+
+
+def _page(template: str, drawings: Sequence[Drawing], **context: Any) -> str:
+    scripts = (_plotly(), _resource("page.js"))
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            drawings=drawings,
+            data=_embedded({drawing.id: drawing.plot for drawing in drawings}),
+            style=Markup(_resource("style.css")),
+            scripts=[Markup(script) for script in scripts],
+            policy=Markup(_policy(scripts)),
+            **context,
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ntkwatch.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    environment.filters |= {"number": number, "duration": duration}
+    environment.globals |= {
+        "strengths": [s for s in Strength if s is not Strength.UNDETERMINED],
+        "value_of": value_of,
+    }
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Every string that a template prints passes here before it is escaped."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _resource(name: str) -> str:
+    text = files("ntkwatch.report").joinpath("templates", name).read_text(encoding="utf-8")
+    # A browser reads CR LF as LF, and would then find another hash than we did.
+    return text.replace("\r\n", "\n")
+
+
+def _plotly() -> str:
+    # Imported here, as it takes longer than all the rest of the command line.
+    from plotly.offline import get_plotlyjs
+
+    script: str = get_plotlyjs()
+    return script.replace("\r\n", "\n").replace("</script", "<\\/script")
+
+
+def _embedded(data: Mapping[str, Any]) -> Markup:
+    """JSON inside a script element ends at "</script" whatever its quotes say; so no "<" in it."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return Markup(text)
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()) for script in scripts]
+    allowed = " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
+    # Styles are written by the plotting library; images are what its download button makes.
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )

@@ -1,0 +1,30 @@
+"""An anchor: what is kept of one step, so that later steps can be compared with it."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ntkwatch.jacobian.functional import Params
+
+__all__ = ["Anchor"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """Weights, outputs and kernel at one step.
+
+    Attributes:
+        step: Optimizer steps taken then.
+        params: Copies of all parameters, in the dtype that they are differentiated in.
+        buffers: Copies of all buffers.
+        outputs: Outputs on the probe as the linearization sees them (batch function), (N, C).
+        kernel: Trace kernel (N, N), or None where it could not be computed.
+        layers: Its parts by layer.
+    """
+
+    step: int
+    params: Params
+    buffers: Params
+    outputs: Tensor
+    kernel: Tensor | None = None
+    layers: Params = field(default_factory=dict)

@@ -1,0 +1,93 @@
+"""The label of one reading: two numbers held against the bands, and what if they differ."""
+
+from ntkwatch.watch.bands import Bands, Strength, band_of_angle, band_of_error
+from ntkwatch.watch.records import Reading
+from ntkwatch.watch.wording import number, place
+
+__all__ = ["label_reading"]
+
+
+def label_reading(
+    reading: Reading, floors: dict[str, float], bands: Bands
+) -> tuple[Strength, str | None, str]:
+    """Apply the bands to one reading: label, qualifier, and the comparison that decided."""
+    error, angle, change = (
+        reading.linearization_error,
+        reading.layer_angle_median,
+        reading.relative_kernel_change,
+    )
+    if error is None:
+        reason = reading.left_out.get("linearization_error", "it was not measured")
+        return (
+            Strength.UNDETERMINED,
+            "no linearization error",
+            f"the linearization error, the primary evidence, is missing: {reason}",
+        )
+    by_error = band_of_error(error, _error_floor(reading, floors), bands)
+    said = f"the linearization error is {number(error)}, {place(by_error)}"
+    if angle is None:
+        reason = reading.left_out.get("layer_angle_median", "it was not measured")
+        return by_error, None, f"{said}; the median layer angle is missing ({reason})"
+    by_angle = band_of_angle(angle, floors.get("layer_angle_median", 0.0), bands)
+    said += f", and the median layer angle is {number(angle)} rad, {place(by_angle)}"
+
+    if Strength.STATIC in (by_error, by_angle) and by_error != by_angle:
+        # Static needs both; one that merely falls below its floor is lazy evidence.
+        by_error = Strength.LAZY if by_error is Strength.STATIC else by_error
+        by_angle = Strength.LAZY if by_angle is Strength.STATIC else by_angle
+    if by_error is Strength.LAZY and by_angle is Strength.FEATURE_LEARNING:
+        return Strength.UNDETERMINED, "signals disagree", f"{said}: the two signals disagree"
+    if by_error is Strength.FEATURE_LEARNING and angle < bands.lazy_angle:
+        return _rich_error_small_angle(change, said, bands)
+    edges = _edges_spanned(reading, bands)
+    if edges > 1:
+        low, high = reading.intervals["linearization_error"]
+        return (
+            Strength.UNDETERMINED,
+            "interval too wide",
+            f"{said}, but its interval over probe points [{number(low)}, {number(high)}] "
+            "reaches from the lazy to the feature-learning band",
+        )
+    if by_error is Strength.LAZY and change is not None and change > bands.rescaled_change:
+        return by_error, "kernel rescaled", f"{said}, while the kernel as a whole changed scale"
+    return by_error, "borderline" if edges == 1 else None, said
+
+
+def _rich_error_small_angle(
+    change: float | None, said: str, bands: Bands
+) -> tuple[Strength, str | None, str]:
+    """A large linearization error without rotation: the relative change tells which kind it is."""
+    if change is not None and change > bands.rescaled_change:
+        return (
+            Strength.FEATURE_LEARNING,
+            "low-rank or scale change",
+            f"{said}; the kernel changed by {number(change)} of its size, so it grew in a few "
+            "directions instead of turning",
+        )
+    if change is not None and change < bands.small_change:
+        return (
+            Strength.UNDETERMINED,
+            "derivative does not fit",
+            f"{said}, and the kernel hardly changed ({number(change)}): the derivative at the "
+            "start is not that of the function compared (moving buffers, batch statistics or "
+            "weight decay)",
+        )
+    return (
+        Strength.TRANSITIONAL,
+        None,
+        f"{said}; with so little rotation the error alone does not make it feature-learning",
+    )
+
+
+def _error_floor(reading: Reading, floors: dict[str, float]) -> float:
+    """What the error reads if there is none: rounding of the outputs over their change."""
+    if not reading.output_change:
+        return 0.0
+    return floors.get("output", 0.0) / reading.output_change
+
+
+def _edges_spanned(reading: Reading, bands: Bands) -> int:
+    if "linearization_error" not in reading.intervals:
+        return 0
+    low, high = reading.intervals["linearization_error"]
+    return sum(low < edge < high for edge in (bands.lazy_error, bands.feature_error))

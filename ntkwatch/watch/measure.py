@@ -1,0 +1,197 @@
+"""One look at a model: its outputs and its kernel on the probe.
+
+What is measured here stands for itself; comparing it with a reference is another file's business.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ntkwatch.errors import CoverageError, NonFiniteError, RandomForwardError, SampleCouplingError
+from ntkwatch.jacobian.batchnorm import batch_statistics
+from ntkwatch.jacobian.forward import ForwardFn
+from ntkwatch.jacobian.functional import ModelFunction, Params
+from ntkwatch.jacobian.inputs import Inputs, take
+from ntkwatch.jacobian.outputs import OutputsSpec
+from ntkwatch.jacobian.problem import Problem, prepare
+from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
+from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
+from ntkwatch.kernel.gram import check_finite, widest_float
+from ntkwatch.watch.anchors import Anchor
+
+__all__ = ["Measurement", "Settings", "linearized_function", "measure", "noise_floor"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What stays the same for all observations of a run.
+
+    Attributes:
+        names: Parameters that the kernel is taken over.
+        moving: BatchNorms that training runs on batch statistics.
+        batchnorm: Statistics that kernels use for those.
+        forward: How to call the model, or None to guess.
+        outputs: Reduction.
+        engine: Engine.
+        budget: Bytes.
+        dtype: Of the Jacobian.
+    """
+
+    names: tuple[str, ...]
+    moving: tuple[str, ...]
+    batchnorm: BatchNormMode
+    forward: ForwardFn | None
+    outputs: OutputsSpec
+    engine: EngineName
+    budget: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What was seen of a model at one step.
+
+    Attributes:
+        problem: Model and probe, ready for an engine.
+        outputs: Of the function that is linearized, (N, C), in the widest float.
+        kernel: The kernel, or None where samples are coupled.
+        left_out: Per missing number, the reason.
+    """
+
+    problem: Problem
+    outputs: Tensor
+    kernel: Kernel | None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def as_anchor(self, step: int) -> Anchor:
+        """Return a copy of what later steps are compared with."""
+        function = self.problem.function
+        return Anchor(
+            step=step,
+            params={name: tensor.detach().clone() for name, tensor in function.params.items()},
+            buffers={name: tensor.clone() for name, tensor in function.buffers.items()},
+            outputs=self.outputs,
+            kernel=None if self.kernel is None else self.kernel.trace,
+            layers={} if self.kernel is None else self.kernel.layers,
+        )
+
+
+def measure(model: nn.Module, inputs: Inputs, settings: Settings, *, first: bool) -> Measurement:
+    """Return outputs and kernel of a model; call it inside ``undisturbed``.
+
+    Args:
+        model: In evaluation mode.
+        inputs: The probe's inputs.
+        settings: Of the run.
+        first: Whether to test that samples do not depend on each other.
+
+    Returns:
+        What was seen. Coupled samples cost the kernel, not the observation.
+
+    Raises:
+        RandomForwardError: If the model draws random numbers even in evaluation mode.
+        NonFiniteError: If outputs are NaN or infinite.
+    """
+    problem = prepare(
+        model,
+        inputs,
+        forward=settings.forward,
+        outputs=settings.outputs,
+        names=list(settings.names),
+        dtype=settings.dtype,
+        batchnorms=list(settings.moving) if settings.batchnorm == "probe" else [],
+    )
+    kernel, left_out = None, {}
+    try:
+        if first:
+            problem.check_samples_independent()
+        kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
+        check_finite(kernel.matrix)
+    except RandomForwardError:
+        raise
+    except (SampleCouplingError, CoverageError) as error:
+        left_out["kernel"] = str(error)
+    outputs_of = linearized_function(problem, settings.moving)
+    with torch.no_grad():
+        outputs = outputs_of({})
+    if not bool(torch.isfinite(outputs).all()):
+        raise NonFiniteError(
+            f"the outputs of {type(model).__name__} on the probe's own batch statistics are NaN or "
+            "infinite, so nothing can be compared with them. Check the weights for divergence."
+        )
+    wide = widest_float(outputs.device)
+    return Measurement(problem=problem, outputs=outputs.to(wide), kernel=kernel, left_out=left_out)
+
+
+def linearized_function(
+    problem: Problem,
+    moving: tuple[str, ...],
+    *,
+    function: ModelFunction | None = None,
+    inputs: Inputs | None = None,
+    buffers: Params | None = None,
+) -> Callable[[Params], Tensor]:
+    """Return the outputs, (N, C), as the function of the parameters that training sees.
+
+    BatchNorms that train on batch statistics run on those of the probe, which are differentiated
+    along with everything else. Very many outputs are seen through the kernel's random directions.
+
+    Args:
+        problem: Model and probe.
+        moving: BatchNorms on batch statistics.
+        function: The model as a function, if not the problem's (another dtype).
+        inputs: Inputs, if not the problem's.
+        buffers: Buffers, if not the model's.
+
+    Returns:
+        A function of parameters; those left out are as in the model.
+    """
+    chosen = problem.function if function is None else function
+    probe = problem.inputs if inputs is None else inputs
+    reduction = problem.reduction
+
+    def outputs_of(params: Params) -> Tensor:
+        with batch_statistics(chosen.model, moving):
+            outputs = reduction.flatten(chosen(params, probe, buffers))
+        if reduction.name.startswith("random"):
+            return outputs @ reduction.cotangents(outputs).mT
+        return outputs
+
+    return outputs_of
+
+
+def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
+    """Return what the numbers read when nothing changed but the order of the arithmetic.
+
+    Args:
+        measured: A look at the model, which must not have changed since.
+        settings: Of the run.
+
+    Returns:
+        Relative kernel change, angles and root mean square output change between two
+        computations at the same weights: samples in reverse, in smaller chunks.
+    """
+    problem = measured.problem
+    order = torch.arange(len(measured.outputs) - 1, -1, -1)
+    reverse = take(problem.inputs, order)
+    with torch.no_grad():
+        again = linearized_function(problem, settings.moving, inputs=reverse)({})
+    change = (again[order].to(measured.outputs) - measured.outputs).square().mean().sqrt()
+    floors = {"output": change}
+    kernel = measured.kernel
+    if kernel is not None and bool(kernel.trace.any()):
+        other = problem.kernel(
+            engine=settings.engine, budget=max(1, settings.budget // 3), order=order
+        )
+        floors["relative_kernel_change"] = relative_kernel_change(other.trace, kernel.trace)
+        floors["kernel_angle"] = kernel_angle(other.trace, kernel.trace)
+        angles = [
+            kernel_angle(other.layers[layer], part)
+            for layer, part in kernel.layers.items()
+            if bool(part.any())
+        ]
+        if angles:
+            floors["layer_angle_median"] = torch.stack(angles).max()
+    return {key: float(value) for key, value in floors.items()}

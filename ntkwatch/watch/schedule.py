@@ -1,0 +1,49 @@
+"""When to observe, in optimizer steps: dense at first, then sparser; or every n steps."""
+
+import math
+
+__all__ = ["Schedule"]
+
+# Each gap is at most a quarter of the steps so far: about ten observations for a factor of ten.
+_GROWTH = 1.25
+# A run of known length is observed at least this often.
+_FEWEST = 25
+
+
+class Schedule:
+    """Tells at which optimizer steps an observation is due.
+
+    It follows the count of optimizer steps as it grows, by one or by several, so that gradient
+    accumulation and several optimizers neither repeat nor skip an observation.
+
+    Args:
+        every_n: Observe whenever this many more steps are done; None for dense, then sparser.
+        total_steps: Steps the run will take, if known: gaps then stop growing at a 25th of it.
+    """
+
+    def __init__(self, every_n: int | None = None, *, total_steps: int | None = None) -> None:
+        self.every_n = every_n
+        self._max_gap = math.inf if not total_steps else max(1, math.ceil(total_steps / _FEWEST))
+        self._last: int | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Return whether an observation is due at a step.
+
+        Args:
+            step: Optimizer steps taken so far.
+
+        Returns:
+            True at the first call, and then once for each step at which it is time.
+        """
+        if self._last is None:
+            return True
+        if step <= self._last:
+            return False
+        if self.every_n is not None:
+            return step // self.every_n > self._last // self.every_n
+        gap = min(max(1, math.ceil(self._last * (_GROWTH - 1))), self._max_gap)
+        return step - self._last >= gap
+
+    def done(self, step: int) -> None:
+        """Note that an observation was made, or tried, at a step."""
+        self._last = step

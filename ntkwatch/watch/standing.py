@@ -1,0 +1,71 @@
+"""Numbers of one kernel alone: its spectrum, and how it fits the targets."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkwatch.errors import InputError, KernelMismatchError
+from ntkwatch.jacobian.spec import Kernel
+from ntkwatch.kernel.alignment import rkhs_norm, target_alignment, target_matrix
+from ntkwatch.kernel.spectrum import effective_rank, eigenvalues
+from ntkwatch.watch.probe import ProbeBatch
+
+__all__ = ["standing_numbers"]
+
+_RIDGES = (1e-6, 1e-3)  # two of them, since an answer that hinges on the ridge is no answer
+
+
+def standing_numbers(
+    kernel: Kernel | None, probe: ProbeBatch, *, top_k: int, minimal: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the fields of an observation that need no reference.
+
+    Args:
+        kernel: The present kernel, or None where there is none.
+        probe: Its probe.
+        top_k: Eigenvalues wanted.
+        minimal: Whether to leave all but the trace out.
+
+    Returns:
+        Values by field name, and reasons for those left out.
+    """
+    if kernel is None:
+        return {}, {}
+    matrix = kernel.trace
+    values: dict[str, Any] = {"trace": float(matrix.diagonal().sum())}
+    if minimal:
+        return values, {}
+    spectrum = eigenvalues(matrix)
+    values["top_eigenvalues"] = tuple(spectrum[:top_k].tolist())
+    left_out = {}
+    try:
+        values["effective_rank"] = float(effective_rank(spectrum))
+    except KernelMismatchError as error:
+        return values, {"effective_rank": str(error)}
+    try:
+        values |= _alignment(matrix, probe)
+    except InputError as error:
+        left_out["target_alignment"] = str(error)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        left_out["rkhs_norm"] = "the kernel is singular even with a ridge"
+    return values, left_out
+
+
+def _alignment(kernel: Tensor, probe: ProbeBatch) -> dict[str, Any]:
+    targets = probe.targets
+    if targets is None:
+        raise InputError("the probe has no targets")
+    if not (probe.has_classes or targets.is_floating_point()):
+        raise InputError("the targets are neither one class per sample nor values")
+    matrix = target_matrix(targets, device=kernel.device)
+    found = target_alignment(kernel, matrix)
+    value, mean, deviation = (float(number) for number in found)
+    norms = {f"{ridge:g}": float(rkhs_norm(kernel, matrix, ridge=ridge)) for ridge in _RIDGES}
+    return {
+        "target_alignment": value,
+        "target_alignment_z": (value - mean) / deviation if deviation > 0 else None,
+        "target_alignment_null_sd": deviation,
+        "rkhs_norm": {ridge: norm for ridge, norm in norms.items() if math.isfinite(norm)},
+    }

@@ -1,0 +1,140 @@
+"""The words of a verdict: what happened, what to do, and the evidence line by line."""
+
+from ntkwatch.watch.bands import Strength
+from ntkwatch.watch.history import History
+from ntkwatch.watch.records import Observation, Reading
+
+__all__ = ["evidence_lines", "explain_strength", "next_step", "number", "place", "what_happened"]
+
+_PLACE = {
+    Strength.STATIC: "not distinguishable from none",
+    Strength.LAZY: "in the lazy band",
+    Strength.TRANSITIONAL: "between the bands",
+    Strength.FEATURE_LEARNING: "in the feature-learning band",
+}
+
+_EXPLANATION = {
+    Strength.STATIC: "The features did not move: the network is exactly a linear model of them.",
+    Strength.LAZY: "The features hardly moved: the network acted as a kernel machine.",
+    Strength.TRANSITIONAL: "The features moved some: neither a kernel machine nor clearly beyond.",
+    Strength.FEATURE_LEARNING: "The features moved: the network is not the kernel machine it "
+    "started as.",
+    Strength.UNDETERMINED: "The evidence does not allow a verdict.",
+}
+
+_NEXT = {
+    Strength.STATIC: "If features should train, check what is frozen; if not, a linear model on "
+    "these features does the same for less.",
+    Strength.LAZY: "A linearized fine-tune or kernel regression would do about as well. For "
+    "feature learning, lower the output scale, raise the learning rate toward the stable limit, "
+    "or use muP.",
+    Strength.TRANSITIONAL: "Look at the layers: lower the output scale or raise the learning rate "
+    "to move further into feature learning, or train longer.",
+    Strength.FEATURE_LEARNING: "Nothing to mend. Whether the features were needed takes a "
+    "comparison with kernel regression at the start.",
+}
+
+_AFTER_GUARD = {
+    "nothing": "Add NTKMonitor() to the Trainer's callbacks, or call KernelTracker.observe.",
+    "one observation": "Observe again after some training.",
+    "last observation failed": "See the gap's reason; the observations before it are kept.",
+    "reference is not the start": "Resume from a checkpoint that holds the monitor's state, or "
+    "read the numbers as drift since that point.",
+    "probe too small": "Use probe_size=64 or more.",
+    "too early": "Train on, and judge again when the loss has fallen.",
+    "outputs did not move": "Check that the watched parameters receive gradients.",
+    "no linearization error": "See the reason above; a verdict rests on this number.",
+    "signals disagree": "Look at the layers, and use a larger probe to see which signal holds.",
+    "derivative does not fit": "Look for buffers that training moves, or for weight decay.",
+    "interval too wide": "Use a larger probe.",
+}
+
+
+def explain_strength(strength: Strength) -> str:
+    """Return one plain sentence on what a strength means, for readers new to the subject."""
+    return _EXPLANATION[strength]
+
+
+def what_happened(strength: Strength, qualifier: str | None) -> str:
+    """One plain sentence on what the label means for the network."""
+    if strength is Strength.UNDETERMINED:
+        return f"Undetermined ({qualifier})." if qualifier else "Undetermined."
+    if qualifier == "after an early reorganisation":
+        return (
+            f"After an early reorganisation: {_EXPLANATION[strength][0].lower()}"
+            + (_EXPLANATION[strength][1:])
+        )
+    return _EXPLANATION[strength]
+
+
+def next_step(strength: Strength, qualifier: str | None) -> str:
+    """One sentence on what to do."""
+    if strength is Strength.UNDETERMINED:
+        return _AFTER_GUARD.get(qualifier or "", "Observe longer, with a larger probe.")
+    return _NEXT[strength]
+
+
+def place(strength: Strength) -> str:
+    """Where a number lies, in words."""
+    return _PLACE[strength]
+
+
+def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
+    """Always the same lines in the same order, so that two verdicts can be laid side by side."""
+    loss = "training loss unknown"
+    if last.loss is not None:
+        loss = f"training loss {number(last.loss)}"
+        if last.loss_ratio is not None:
+            loss += f" ({number(last.loss_ratio)} of the start)"
+    epoch = "" if last.epoch is None else f", epoch {last.epoch}"
+    lines = [f"step {last.step}{epoch}, {loss}"]
+    outputs = history.run.spec.get("outputs", "?")
+    lines.append(
+        f"probe N = {last.probe_size}, {last.output_count} outputs ({outputs}), "
+        f"reference: {history.run.reference or 'first observation'}"
+    )
+    lines.append(_reading_line("since start", last))
+    if last.since_warmup is not None:
+        since = f"since step {last.since_warmup.anchor_step} (warm-up)"
+        lines.append(_reading_line(since, last.since_warmup))
+    floor = last.noise_floor
+    if floor:
+        lines.append(
+            "noise floors: "
+            + ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in floor.items())
+        )
+    missing = {**last.left_out}
+    lines.extend(f"not measured: {key} ({reason})" for key, reason in missing.items())
+    lines.extend(last.notes)
+    return tuple(lines)
+
+
+def _reading_line(name: str, reading: Reading) -> str:
+    parts = [
+        f"linearization error {_with_interval(reading, 'linearization_error')}",
+        f"median layer angle {_with_interval(reading, 'layer_angle_median')} rad",
+        f"ln kernel scale {number(reading.kernel_scale, signed=True)}",
+        f"relative kernel change {_with_interval(reading, 'relative_kernel_change')}",
+    ]
+    return f"{name}: " + ", ".join(parts)
+
+
+def _with_interval(reading: Reading, key: str) -> str:
+    text = number(getattr(reading, key))
+    if key in reading.intervals and getattr(reading, key) is not None:
+        low, high = reading.intervals[key]
+        text += f" [{number(low)}, {number(high)}]"
+    return text
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Two significant digits; 0 only for exactly 0."""
+    if value is None:
+        return "unknown"
+    sign = "+" if signed else ""
+    if value == 0:
+        return "0"
+    if 0.01 <= abs(value) < 1000:
+        digits = 3 if abs(value) < 0.1 else 2 if abs(value) < 10 else 0
+        return f"{value:{sign}.{digits}f}"
+    return f"{value:{sign}.1e}"
