@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from ntkwatch.errors import ForwardError, OutputError
 from ntkwatch.jacobian.inputs import Inputs, leaves
 
-__all__ = ["ForwardFn", "call_with_inputs", "check_outputs", "guess_forward", "outputs_of"]
+__all__ = [
+    "ForwardFn",
+    "call_with_inputs",
+    "check_outputs",
+    "first_line",
+    "guess_forward",
+    "outputs_of",
+]
 
 ForwardFn = Callable[[nn.Module, Inputs], Any]
 
@@ -79,12 +86,15 @@ def check_outputs(outputs: Tensor, n: int) -> None:
         )
 
 
-def guess_forward(model: nn.Module, inputs: Inputs) -> tuple[ForwardFn, str]:
+def guess_forward(
+    model: nn.Module, inputs: Inputs, attempt: Callable[[ForwardFn], Any] | None = None
+) -> tuple[ForwardFn, str]:
     """Return the first way of calling the model that works, with its description.
 
     Args:
         model: Any module, in the state in which it is to be called.
         inputs: A probe batch, or a few samples of it.
+        attempt: How to try a way; by default ``way(model, inputs)``.
 
     Returns:
         A forward function and how it calls the model, in words.
@@ -95,9 +105,9 @@ def guess_forward(model: nn.Module, inputs: Inputs) -> tuple[ForwardFn, str]:
     tried: list[str] = []
     for call, words in _candidates(model, inputs):
         try:
-            outputs_of(call(model, inputs))
+            outputs_of(call(model, inputs) if attempt is None else attempt(call))
         except Exception as error:
-            tried.append(f"{words}: {type(error).__name__}: {_first_line(error)}")
+            tried.append(f"{words}: {type(error).__name__}: {first_line(error)}")
         else:
             return call, words
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in leaves(inputs))
@@ -113,10 +123,16 @@ def _candidates(model: nn.Module, inputs: Inputs) -> list[tuple[ForwardFn, str]]
     if isinstance(inputs, tuple | list):
         mark = "*inputs"
     found: list[tuple[ForwardFn, str]] = [(call_with_inputs, f"model({mark})")]
+    if mark != "inputs":
+        found.append((_call_with_all, "model(inputs)"))
     child = _only_child(model)
     if child is not None:
         found.append((_call_child(child), f"model.{child}({mark})"))
     return found
+
+
+def _call_with_all(model: nn.Module, inputs: Inputs) -> Any:
+    return model(inputs)
 
 
 def _only_child(model: nn.Module) -> str | None:
@@ -134,6 +150,7 @@ def _call_child(name: str) -> ForwardFn:
     return call
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, for use inside another one."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else "no message"

@@ -4,15 +4,16 @@ The module itself is only borrowed: parameters are detached aliases (or copies i
 buffers are copies, and both are swapped in for the length of one call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ntkwatch.errors import InputError
 from ntkwatch.jacobian.forward import ForwardFn, call_with_inputs, outputs_of
-from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.inputs import Inputs, map_inputs, to_dtype
 from ntkwatch.jacobian.parameters import clean_name, parameters_of
 
 __all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries"]
@@ -54,11 +55,11 @@ class ModelFunction:
         self.model = model
         self.dtype = dtype
         self.params: Params = {
-            name: _cast(parameter.detach(), dtype)
+            name: to_dtype(parameter.detach(), dtype)
             for name, parameter in parameters_of(model).items()
         }
         self.buffers: Params = {
-            clean_name(name): _cast(buffer.detach().clone(), dtype)
+            clean_name(name): to_dtype(buffer.detach().clone(), dtype)
             for name, buffer in model.named_buffers()
         }
         self._call = _Call(model, forward if forward is not None else call_with_inputs)
@@ -81,13 +82,27 @@ class ModelFunction:
             The outputs, in the graph of ``params``.
         """
         values = {**self.params, **params}
-        # Copied at each call: a forward that updates a buffer in place must not update ours.
+        # Copied at each call: a forward that updates a buffer or its input in place must reach
+        # neither the caller's tensors nor the next call.
         kept = {**self.buffers, **(buffers or {})}
-        values |= {name: buffer.clone() for name, buffer in kept.items()}
+        values |= {name: to_dtype(buffer.clone(), self.dtype) for name, buffer in kept.items()}
+        inputs = map_inputs(torch.clone, inputs)
         tensors = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
         # tie_weights=False with every (module, attribute) once: with tying, a sub-module that is
         # reachable by two paths keeps the substituted tensors afterwards (pytorch#164759).
         return outputs_of(functional_call(self._call, tensors, (inputs,), tie_weights=False))
+
+    def copy_params(self, names: Iterable[str]) -> None:
+        """Hold copies of the named parameters: of those that the forward pass writes to."""
+        for name in names:
+            self.params[name] = self.params[name].clone()
+
+    def put_state(self, state: Params) -> None:
+        """Use these parameters and buffers instead of the model's present ones, where named."""
+        for own in (self.params, self.buffers):
+            for name, tensor in own.items():
+                if name in state:
+                    own[name] = to_dtype(state[name].detach().to(tensor.device), self.dtype)
 
     def leaf_params(self, names: list[str]) -> Params:
         """Return the named parameters as fresh leaves that require gradients."""
@@ -103,8 +118,16 @@ def jacobian_dtype(parameters: Mapping[str, Tensor], wanted: torch.dtype | None)
 
     Returns:
         At least float32: half precision cannot carry a drift of 1e-3.
+
+    Raises:
+        InputError: If what is wanted is not a real floating dtype.
     """
     if wanted is not None:
+        if not wanted.is_floating_point:
+            raise InputError(
+                f"dtype={wanted} has no real derivatives, so no Jacobian can be held in it. Give "
+                "torch.float32 or torch.float64, or leave it out."
+            )
         return wanted
     dtype = torch.float32
     for parameter in parameters.values():
@@ -130,9 +153,3 @@ def _slots(model: nn.Module) -> dict[str, str]:
                 slot = f"{module_name}.{attribute}" if module_name else attribute
                 slots[slot] = names[id(tensor)]
     return slots
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if tensor.is_complex():
-        return tensor.to(dtype.to_complex())
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

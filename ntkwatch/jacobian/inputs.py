@@ -12,7 +12,17 @@ from torch import Tensor
 
 from ntkwatch.errors import InputError
 
-__all__ = ["Inputs", "cast_inputs", "count_samples", "leaves", "map_inputs", "take"]
+__all__ = [
+    "MIN_SAMPLES",
+    "Inputs",
+    "cast_inputs",
+    "count_samples",
+    "leaves",
+    "map_inputs",
+    "rebuild",
+    "take",
+    "to_dtype",
+]
 
 Inputs = Any  # Tensor | tuple[Inputs, ...] | list[Inputs] | Mapping[str, Inputs]
 
@@ -60,10 +70,18 @@ def cast_inputs(inputs: Inputs, *, device: torch.device, dtype: torch.dtype) -> 
     """Return detached inputs on a device; floating ones in ``dtype``, integer ones as they are."""
 
     def cast(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().to(device)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        # Autograd cannot save a tensor that was made in inference mode.
+        tensor = tensor.clone() if tensor.is_inference() else tensor
+        return to_dtype(tensor.detach().to(device), dtype)
 
     return map_inputs(cast, inputs)
+
+
+def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a floating tensor in a real dtype, a complex one in its complex kin, others as is."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def count_samples(inputs: Inputs, *, at_least: int = 1) -> int:

@@ -53,16 +53,19 @@ class LoopRows:
         leaves = self.function.leaf_params(list(names))
         one = take(self.inputs, slice(sample, sample + 1))
         outputs = self.reduction.flatten(self.function(leaves, one, self.buffers))
-        cotangents = self.reduction.cotangents(outputs)
         rows: dict[str, list[Tensor]] = {name: [] for name in names}
         for direction in directions:
-            gradients = torch.autograd.grad(
-                outputs[0],
-                list(leaves.values()),
-                cotangents[direction],
-                retain_graph=True,
-                allow_unused=True,
-            )
+            (cotangent,) = self.reduction.cotangents(outputs, range(direction, direction + 1))
+            # A sample whose path meets none of these parameters (another expert's) has no graph.
+            gradients = [None] * len(leaves)
+            if outputs.requires_grad:
+                gradients = torch.autograd.grad(
+                    outputs[0],
+                    list(leaves.values()),
+                    cotangent,
+                    retain_graph=True,
+                    allow_unused=True,
+                )
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
                 used = torch.zeros_like(leaf) if gradient is None else gradient
                 rows[name].append(real_entries(used.detach()).flatten())

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ntkwatch.errors import InputError
+from ntkwatch.errors import InputError, OutputError
 
 __all__ = ["AUTO_DIRECTIONS", "AUTO_FULL", "Reduction", "random_directions", "resolve_outputs"]
 
@@ -37,6 +37,7 @@ class Reduction:
         directions: Rows to multiply the flattened outputs by, (R, C); None for the C unit vectors.
         rows: R.
         shape: Shape of one sample's outputs.
+        model_shape: The same as the model gives it, before ``function``.
         function: Applied to the outputs first, or None.
     """
 
@@ -45,19 +46,32 @@ class Reduction:
     directions: Float[Tensor, "r c"] | None
     rows: int
     shape: tuple[int, ...]
+    model_shape: tuple[int, ...]
     function: Callable[[Tensor], Tensor] | None = None
 
     def flatten(self, outputs: Tensor) -> Tensor:
         """Return the outputs as (N, C), after the user's function if there is one."""
-        if self.function is not None:
-            outputs = self.function(outputs)
-        return outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
+        # A model that ends in squeeze() gives its only sample without the first dimension.
+        outputs = outputs.reshape(-1, *self.model_shape)
+        values = outputs if self.function is None else self.function(outputs)
+        return values.reshape(len(outputs), -1)
 
-    def cotangents(self, like: Tensor) -> Float[Tensor, "r c"]:
-        """Return the directions as a dense matrix in the dtype and on the device of a tensor."""
+    def cotangents(self, like: Tensor, rows: range | None = None) -> Float[Tensor, "r c"]:
+        """Return the directions as a dense matrix in the dtype and on the device of a tensor.
+
+        Args:
+            like: Flattened outputs.
+            rows: Which directions; all by default, which are many numbers if outputs are many.
+
+        Returns:
+            One direction per row.
+        """
+        rows = range(self.rows) if rows is None else rows
         if self.directions is None:
-            return torch.eye(self.rows, dtype=like.dtype, device=like.device)
-        return self.directions.to(dtype=like.dtype, device=like.device)
+            unit = torch.zeros(len(rows), self.rows, dtype=like.dtype, device=like.device)
+            unit.diagonal(rows.start).fill_(1)
+            return unit
+        return self.directions[rows.start : rows.stop].to(dtype=like.dtype, device=like.device)
 
 
 def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
@@ -73,13 +87,20 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
 
     Raises:
         InputError: If the setting is not one of these.
+        OutputError: If the function returns values that have no derivative.
     """
+    shape = tuple(example.shape[1:])
     if callable(outputs):
         values = outputs(example)
         if values.ndim == 0 or values.shape[0] != example.shape[0]:
             raise InputError(
                 f"outputs= returned shape {tuple(values.shape)} for {example.shape[0]} samples, "
                 "so it is not clear which value belongs to which sample. Return (N, C)."
+            )
+        if not values.is_floating_point():
+            raise OutputError(
+                f"outputs= returned {values.dtype}, and only floating values have a derivative. "
+                "Return scores rather than the index of the largest."
             )
         name = getattr(outputs, "__qualname__", type(outputs).__name__)
         return Reduction(
@@ -88,21 +109,28 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
             directions=None,
             rows=max(1, math.prod(values.shape[1:])),
             shape=tuple(values.shape[1:]),
+            model_shape=shape,
             function=outputs,
         )
-    shape = tuple(example.shape[1:])
     count = max(1, math.prod(shape))
     if outputs in ("auto", "auto:plain"):
         plain = ":plain" if outputs == "auto:plain" or shape[-1:] == (1,) else ""
         outputs = "full" if count <= AUTO_FULL else f"random:{AUTO_DIRECTIONS}{plain}"
     if outputs in ("full", "trace"):
         return Reduction(
-            name=outputs, full=outputs == "full", directions=None, rows=count, shape=shape
+            name=outputs,
+            full=outputs == "full",
+            directions=None,
+            rows=count,
+            shape=shape,
+            model_shape=shape,
         )
     if outputs == "sum":
         ones = torch.ones(1, count)
-        return Reduction(name="sum", full=False, directions=ones, rows=1, shape=shape)
-    match = re.fullmatch(r"random:([1-9]\d*)(:plain)?", outputs)
+        return Reduction(
+            name="sum", full=False, directions=ones, rows=1, shape=shape, model_shape=shape
+        )
+    match = re.fullmatch(r"random:([1-9]\d*)(:plain)?", str(outputs))
     if match is None:
         raise InputError(
             f"outputs={outputs!r} is not known, so it is not clear which kernel is meant. Use "
@@ -111,7 +139,9 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
         )
     k = int(match[1])
     directions = random_directions(k, shape, plain=match[2] is not None)
-    return Reduction(name=outputs, full=False, directions=directions, rows=k, shape=shape)
+    return Reduction(
+        name=outputs, full=False, directions=directions, rows=k, shape=shape, model_shape=shape
+    )
 
 
 def random_directions(
@@ -151,8 +181,8 @@ def random_directions(
         by_class = draws.view(k, -1, classes)
         draws = (by_class - by_class.mean(dim=-1, keepdim=True)).flatten(1)
     if k <= dimension:
-        # Gram-Schmidt by Cholesky: the rows of L^-1 A are orthonormal.
-        lower = torch.linalg.cholesky(draws @ draws.mT)
-        draws = torch.linalg.solve_triangular(lower, draws, upper=False)
+        # With the signs of R's diagonal, Q is uniformly distributed and so is each of its columns.
+        q, r = torch.linalg.qr(draws.mT)
+        draws = (q * r.diagonal().sign()).mT
     draws = draws / draws.norm(dim=1, keepdim=True)
     return draws * math.sqrt(dimension / k)

@@ -4,11 +4,12 @@ Every tensor counts once, under its first name; wrapper prefixes such as ``_orig
 ``torch.compile`` adds are left out of names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ntkwatch.errors import NonFiniteError, SelectionError
 
@@ -20,14 +21,12 @@ __all__ = [
     "select_parameters",
 ]
 
-_WRAPPERS = ("_orig_mod.",)
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 def clean_name(name: str) -> str:
     """Return a parameter or module name without what wrappers put into it."""
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "").removesuffix(wrapper.rstrip("."))
-    return name.removesuffix(".")
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def layer_of(name: str) -> str:
@@ -65,6 +64,13 @@ def select_parameters(
     Raises:
         SelectionError: If none is left, with what was there.
     """
+    shapeless = [name for name, p in parameters_of(model).items() if is_lazy(p)]
+    if shapeless:
+        raise SelectionError(
+            f"{len(shapeless)} parameters of {type(model).__name__} have no shape yet (such as "
+            f"{shapeless[0]}, of a lazy module), so there is nothing to differentiate by. Call the "
+            "model on a batch once before the measurement."
+        )
     floating = {
         name: parameter
         for name, parameter in parameters_of(model).items()
@@ -95,7 +101,7 @@ def select_parameters(
     return chosen
 
 
-def check_finite_parameters(parameters: dict[str, nn.Parameter]) -> None:
+def check_finite_parameters(parameters: Mapping[str, Tensor]) -> None:
     """Refuse weights that are NaN or infinite.
 
     Args:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import CoverageError, NonFiniteError
+from ntkwatch.jacobian.agreement import why_not_vmap
 from ntkwatch.jacobian.batchnorm import probe_statistics
 from ntkwatch.jacobian.blocks import contract
 from ntkwatch.jacobian.coupling import check_samples_independent
+from ntkwatch.jacobian.first_call import attempt_on_copies, first_call
 from ntkwatch.jacobian.forward import ForwardFn, check_outputs, guess_forward
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
@@ -55,6 +57,13 @@ class Problem:
         self.make = make
         self.function, self.inputs, self.reduction = function, inputs, reduction
         self.names, self.buffers, self.spec = names, buffers, spec
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of all Jacobian rows together: what is never held at once beyond the budget."""
+        entries = sum(_real_size(self.function.params[name]) for name in self.names)
+        samples = count_samples(self.inputs)
+        return samples * self.reduction.rows * entries * self.function.dtype.itemsize
 
     def check_samples_independent(self) -> None:
         """Refuse a model whose samples depend on each other or on chance."""
@@ -103,7 +112,15 @@ class Problem:
     ) -> tuple[VmapRows | LoopRows, VmapRows | LoopRows | None]:
         kind: type[VmapRows] | type[LoopRows] = LoopRows
         if engine != "loop":
-            failure = self._vmap_failure(inputs, budget)
+            failure = why_not_vmap(
+                self.make,
+                inputs,
+                self.reduction,
+                self.names,
+                dtype=self.function.dtype,
+                buffers=self.buffers,
+                budget=budget,
+            )
             if failure is None:
                 kind = VmapRows
             elif engine == "vmap":
@@ -119,28 +136,6 @@ class Problem:
 
         return rows(inputs), None if other is None else rows(other)
 
-    def _vmap_failure(self, inputs: Inputs, budget: int) -> str | None:
-        """Compare one row with plain autograd: None if vmap runs and agrees."""
-        loop = LoopRows(self.function, inputs, self.reduction, self.buffers)
-        sample, direction = loop.count // 2, (loop.rows * 2) // 3
-        expected = loop.one_row(self.names, sample, direction)
-        try:
-            rows = VmapRows(self.function, inputs, self.reduction, self.buffers).row_blocks(
-                self.names, range(sample, sample + 1), budget
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever torch.func cannot do, plain autograd may
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-        found = {name: block[0, direction] for name, block in rows.items()}
-        size = sum(g.double().square().sum() for g in expected.values())
-        error2 = sum((found[n] - g).double().square().sum() for n, g in expected.items())
-        tolerance = 1e4 * torch.finfo(self.function.dtype).eps
-        if bool(torch.as_tensor(error2 <= tolerance**2 * size)):
-            return None
-        gap = float(torch.as_tensor(error2 / size).sqrt())
-        return f"its gradient of sample {sample} is {gap:.1e} off that of plain autograd"
-
 
 def prepare(
     model: nn.Module,
@@ -151,6 +146,7 @@ def prepare(
     names: list[str],
     dtype: torch.dtype,
     batchnorms: list[str],
+    state: Params | None = None,
 ) -> Problem:
     """Return a problem whose inputs, outputs and weights are checked.
 
@@ -164,6 +160,7 @@ def prepare(
         names: Clean names of the parameters to differentiate by.
         dtype: Of the Jacobian.
         batchnorms: BatchNorms to run on the statistics of the probe.
+        state: Parameters and buffers by clean name, to use instead of the model's present ones.
 
     Returns:
         The problem.
@@ -176,17 +173,24 @@ def prepare(
     inputs = cast_inputs(inputs, device=device, dtype=dtype)
     words = "forward="
     if forward is None:
-        few = take(cast_inputs(inputs, device=device, dtype=_model_dtype(model)), slice(0, 2))
-        with torch.no_grad():
-            forward, words = guess_forward(model, few)
+        few = take(inputs, slice(0, 2))
+        forward, words = guess_forward(model, few, attempt_on_copies(model, few, dtype))
+    written: list[str] = []
 
     def make(kind: torch.dtype) -> ModelFunction:
-        return ModelFunction(model, forward, dtype=kind)
+        function = ModelFunction(model, forward, dtype=kind)
+        if state is not None:
+            function.put_state(state)
+        function.copy_params(written)
+        return function
 
+    values, found = first_call(make(dtype), inputs)
+    written.extend(found)
     function = make(dtype)
     buffers = probe_statistics(function, inputs, batchnorms) if batchnorms else {}
-    with torch.no_grad():
-        values = function({}, inputs, buffers)
+    if buffers:
+        with torch.no_grad():
+            values = function({}, inputs, buffers)
     check_outputs(values, n)
     bad = int((~torch.isfinite(values)).sum())
     if bad:
@@ -210,11 +214,6 @@ def prepare(
 def _statistics_in(model: nn.Module) -> str:
     kind = nn.modules.batchnorm._BatchNorm
     return "running" if any(isinstance(module, kind) for module in model.modules()) else "none"
-
-
-def _model_dtype(model: nn.Module) -> torch.dtype:
-    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return next(floats, torch.get_default_dtype())
 
 
 def _real_size(parameter: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""A measurement leaves the model as found: modes, parameters, random streams, global switches.
+"""A measurement leaves the model as found: modes, parameters, attributes, random streams, switches.
 
 Evaluation mode is set flag by flag and restored flag by flag, without calling the user's
 ``train()`` or ``eval()``, which may do more than set flags (merge adapters, say).
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import ModelChangedError
+from ntkwatch.jacobian.attributes import kept_attributes
+from ntkwatch.jacobian.quiet import quiet_torch
 
 __all__ = ["kept_random_streams", "undisturbed"]
 
@@ -35,8 +37,9 @@ def undisturbed(model: nn.Module, *, evaluation: bool = True) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     before = [(name, p, p._version) for name, p in model.named_parameters()]
     with ExitStack() as stack:
-        stack.enter_context(_quiet_torch(_devices(model)))
+        stack.enter_context(quiet_torch(_devices(model)))
         stack.enter_context(kept_random_streams(_devices(model)))
+        stack.enter_context(kept_attributes(model))
         try:
             if evaluation:
                 for module, training in _evaluation_modes(model).items():
@@ -100,36 +103,6 @@ def _hollow(tensor: Tensor | None) -> Tensor | None:
 def _devices(model: nn.Module) -> list[torch.device]:
     tensors = [*model.parameters(), *model.buffers()]
     return list(dict.fromkeys(tensor.device for tensor in tensors)) or [torch.device("cpu")]
-
-
-@contextmanager
-def _quiet_torch(devices: list[torch.device]) -> Iterator[None]:
-    """Eager, in full precision, with gradients: whatever the caller's own settings are."""
-    precision = torch.get_float32_matmul_precision()
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        # Tracing a compiled forward under torch.func would switch compilation off for good.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for kind in {device.type for device in devices} | {"cpu"}:
-            if torch.amp.is_autocast_available(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.backends.cudnn.is_available():
-            stack.enter_context(
-                torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=False, allow_tf32=False
-                )
-            )
-        try:
-            # TF32 noise of 1e-3 would pass for drift.
-            torch.set_float32_matmul_precision("highest")
-            # The fused encoder layer has no derivative with respect to its weights.
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
-            torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 @contextmanager

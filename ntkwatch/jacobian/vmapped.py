@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
@@ -67,15 +68,21 @@ class VmapRows:
                 return self.reduction.flatten(self.function(block, one, self.buffers))[0]
 
             outputs, pull, *_ = vjp(outputs_by, theta)
-            cotangents = self.reduction.cotangents(outputs)
-            return vmap(lambda u: pull(u)[0], chunk_size=inside)(cotangents)
+            pieces = []
+            for start in range(0, self.rows, inside):
+                directions = range(start, min(start + inside, self.rows))
+                cotangents = self.reduction.cotangents(outputs, directions)
+                pieces.append(vmap(lambda u: pull(u)[0])(cotangents))
+            return {name: torch.cat([piece[name] for piece in pieces]) for name in theta}
 
         rows = vmap(of_one_sample)(*leaves(chosen))
         return {name: real_entries(rows[name].detach()).flatten(2) for name in theta}
 
     def _activations(self) -> int:
         if self._bytes_per_sample is None:
-            theta = self.function.leaf_params(list(self.function.params)[:1])
+            params = self.function.params.items()
+            smooth = [name for name, p in params if p.is_floating_point() or p.is_complex()]
+            theta = self.function.leaf_params(smooth)
             one = take(self.inputs, slice(0, 1))
             weights = sum(t.nbytes for t in self.function.params.values())
             kept = saved_bytes(lambda: self.function(theta, one, self.buffers))

@@ -3,6 +3,7 @@
 Nothing here knows how a row is drawn, coloured or escaped; names are as the model gave them.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -16,6 +17,10 @@ __all__ = ["LayerRow", "Missing", "Summary", "summarise", "thin"]
 
 # Rows spread evenly over a run; the extremes of each column come on top.
 _EVEN_ROWS = 12
+
+# The key under which a record says why it has no kernel, and the numbers that need none.
+_KERNEL = "kernel"
+_WITHOUT_KERNEL = ("loss", "linearization_error", "displacement", "relative_displacement")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +42,15 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """A number that some or all observations lack.
+    """Numbers that some or all observations lack, for one reason.
 
     Attributes:
-        title: Of the number.
+        titles: Of the numbers.
         reason: As the records give it.
-        where: "never measured", or at how many observations it is missing.
+        where: "never measured", or at how many observations they are missing.
     """
 
-    title: str
+    titles: tuple[str, ...]
     reason: str
     where: str
 
@@ -151,42 +156,54 @@ def _layer_rows(verdict: Verdict) -> tuple[LayerRow, ...]:
 def _missing(observations: Sequence[Observation]) -> tuple[Missing, ...]:
     """The reference cannot be compared with itself, so it is not asked for readings."""
     compared = [o for o in observations if o.step != o.anchor_step]
-    found = _missing_of(observations, compared)
     warmed = [o.since_warmup for o in observations if o.since_warmup is not None]
-    found += _grouped(warmed, _keys_left_out(warmed), "since warm-up: ")
-    return tuple(found)
-
-
-def _missing_of(observations: Sequence[Observation], compared: list[Observation]) -> list[Missing]:
     readings = {field.name for field in fields(Reading)}
     keys = [column.key for column in COLUMNS if column.key not in ("step", "epoch")]
-    keys += [key for key in _keys_left_out(observations) if key not in keys]
+    keys += [key for key in _keys_left_out(observations) if key not in (*keys, _KERNEL)]
     of_reading = [key for key in keys if key.partition("/")[0] in readings]
     of_step = [key for key in keys if key not in of_reading]
-    return _grouped(observations, of_step) + _grouped(compared, of_reading)
+    later = [key for key in _keys_left_out(warmed) if key != _KERNEL]
+    explained = {
+        **_explained(observations, of_step),
+        **_explained(compared, of_reading),
+        **{f"since warm-up: {title}": why for title, why in _explained(warmed, later).items()},
+    }
+    groups: dict[tuple[str, str], list[str]] = {}
+    for title, reasons in explained.items():
+        for why in reasons:
+            groups.setdefault(why, []).append(title)
+    return tuple(
+        Missing(titles=tuple(titles), reason=reason, where=where)
+        for (reason, where), titles in groups.items()
+    )
 
 
 def _keys_left_out(readings: Iterable[Reading]) -> list[str]:
     return list(dict.fromkeys(key for reading in readings for key in reading.left_out))
 
 
-def _grouped(readings: Sequence[Reading], keys: Iterable[str], prefix: str = "") -> list[Missing]:
-    """One line per key and reason, with the number of observations that it explains."""
-    found = []
+def _explained(
+    readings: Sequence[Reading], keys: Iterable[str]
+) -> dict[str, list[tuple[str, str]]]:
+    """Return per title of a missing number the reasons, each with where it holds."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for key in keys:
-        reasons: dict[str, int] = {}
-        for reading in readings:
-            if _lacks(reading, key):
-                reason = reading.left_out.get(key, "no reason was recorded")
-                reasons[reason] = reasons.get(reason, 0) + 1
+        reasons = Counter(_reason(reading, key) for reading in readings if _lacks(reading, key))
         for reason, count in reasons.items():
-            where = (
-                "never measured"
-                if count == len(readings)
-                else f"missing at {count} of {len(readings)} observations"
-            )
-            found.append(Missing(title=prefix + title_of(key), reason=reason, where=where))
+            where = f"missing at {count} of {len(readings)} observations"
+            if count == len(readings):
+                where = "never measured"
+            found.setdefault(title_of(key), []).append((reason, where))
     return found
+
+
+def _reason(reading: Reading, key: str) -> str:
+    """Without a kernel there is nothing that is computed from one."""
+    if key in reading.left_out:
+        return reading.left_out[key]
+    if key not in _WITHOUT_KERNEL and _KERNEL in reading.left_out:
+        return reading.left_out[_KERNEL]
+    return "no reason was recorded"
 
 
 def _lacks(reading: Reading, key: str) -> bool:

@@ -22,7 +22,7 @@ from ntkwatch.report.core import summarise
 from ntkwatch.report.drawing import Drawing
 from ntkwatch.report.figures import run_drawings
 from ntkwatch.report.gauge import gauges
-from ntkwatch.report.words import clean, duration, number
+from ntkwatch.report.words import clean, counted, duration, number
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Strength, Verdict
 
@@ -49,8 +49,13 @@ def render_html(history: History, verdict: Verdict, *, title: str) -> str:
         last=last,
         summary=summarise(history, verdict),
         gauges=() if last is None else gauges(last, verdict.bands),
-        floors=_numbers({} if last is None else last.noise_floor),
-        thresholds=_numbers(dataclasses.asdict(verdict.bands)),
+        floors=[]
+        if last is None
+        else [(title_of(key), number(floor)) for key, floor in last.noise_floor.items()],
+        # Thresholds were chosen, not measured: all their digits are shown.
+        thresholds=[
+            (title_of(key), f"{edge:g}") for key, edge in dataclasses.asdict(verdict.bands).items()
+        ],
         has_intervals=any(observation.intervals for observation in history),
     )
 
@@ -79,10 +84,6 @@ def render_comparison_html(
     )
 
 
-def _numbers(values: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [(title_of(key), number(value)) for key, value in values.items()]
-
-
 def _page(template: str, drawings: Sequence[Drawing], **context: Any) -> str:
     scripts = (_plotly(), _resource("page.js"))
     return (
@@ -106,9 +107,10 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         finalize=_printable,
     )
-    environment.filters |= {"number": number, "duration": duration}
+    environment.filters |= {"number": number, "duration": duration, "counted": counted}
     environment.globals |= {
         "strengths": [s for s in Strength if s is not Strength.UNDETERMINED],
         "value_of": value_of,

@@ -41,7 +41,7 @@ def render_json(history: History, verdict: Verdict, *, title: str) -> str:
         "observations": [to_plain(observation) for observation in history],
         "gaps": [to_plain(gap) for gap in history.gaps],
         "missing": [
-            {"number": missing.title, "reason": missing.reason, "where": missing.where}
+            {"numbers": list(missing.titles), "reason": missing.reason, "where": missing.where}
             for missing in summary.missing
         ],
         "problems": list(summary.problems),

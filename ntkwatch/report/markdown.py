@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ntkwatch.report.columns import value_of
 from ntkwatch.report.core import Summary, summarise
-from ntkwatch.report.words import MISSING, clean, duration, number
+from ntkwatch.report.words import MISSING, clean, counted, duration, number
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Verdict
 
@@ -92,7 +92,7 @@ def _numbers(summary: Summary) -> list[str]:
     return [
         "## Numbers over time",
         _table(head, rows, "r" * len(head)),
-        f"Listed: {len(summary.rows)} of {summary.total} observations. All of them took "
+        f"Listed: {len(summary.rows)} of {counted(summary.total, 'observation')}. All of them took "
         f"{duration(summary.seconds)}, the slowest {duration(summary.slowest)}. "
         f"{MISSING} means: not measured.",
     ]
@@ -127,7 +127,7 @@ def _left_out(summary: Summary) -> list[str]:
     if summary.missing:
         parts += [
             "## Not measured",
-            _items(f"{m.title} ({m.where}): {m.reason}" for m in summary.missing),
+            _items(f"{', '.join(m.titles)} ({m.where}): {m.reason}" for m in summary.missing),
         ]
     if summary.gaps:
         gaps = [f"step {gap.step}: {gap.reason}" for gap in summary.gaps]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from ntkwatch.report.columns import Column, value_of
 from ntkwatch.report.core import Summary, summarise
-from ntkwatch.report.words import MISSING, clean, duration, number, shorten
+from ntkwatch.report.words import MISSING, clean, counted, duration, number, shorten
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.verdict import Strength, Verdict
@@ -27,7 +27,8 @@ _ANSI = {
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN = 20  # layers, gaps and problems beyond this many are counted, not listed
 _COUNTS = ("step", "epoch")
-_NAME = 44  # characters of a layer's name
+_BESIDE_NAME = 44  # columns that the rest of a layer's row takes
+_NARROWEST = 60  # columns below which tables are no longer readable
 
 
 def render_text(
@@ -40,7 +41,7 @@ def render_text(
         verdict: What ``judge`` said about them.
         title: Name of the run.
         colour: Use ANSI colours. Without, there is not one escape character in the text.
-        width: Columns of the terminal; tables are cut into blocks that fit.
+        width: Columns of the terminal, at least 60; tables are cut into blocks that fit.
 
     Returns:
         Lines, the last one ended.
@@ -72,7 +73,7 @@ class _Page:
 
     def __init__(self, *, colour: bool, width: int) -> None:
         self._colour = colour
-        self.width = max(width, 40)
+        self.width = max(width, _NARROWEST)
         self._lines: list[str] = []
 
     def painted(self, text: str, code: str) -> str:
@@ -83,7 +84,8 @@ class _Page:
 
     def section(self, heading: str) -> None:
         self.line()
-        self.line(self.painted(heading, "1"))
+        for line in textwrap.wrap(heading, self.width):
+            self.line(self.painted(line, "1"))
 
     def prose(self, text: str, first: str = "  ", rest: str = "  ") -> None:
         self._lines.extend(
@@ -110,7 +112,7 @@ class _Page:
 def _numbers(page: _Page, history: History, summary: Summary) -> None:
     if not summary.rows:
         return
-    listed = f"{summary.total} observations"
+    listed = counted(summary.total, "observation")
     if len(summary.rows) < summary.total:
         listed = f"{len(summary.rows)} of {listed}: first, last, extremes, some between"
     page.section(f"Numbers over time ({listed})")
@@ -129,7 +131,7 @@ def _numbers(page: _Page, history: History, summary: Summary) -> None:
             page.line(f"  {line}")
     page.section("Cost")
     page.prose(
-        f"{duration(summary.seconds)} for {summary.total} observations, the slowest "
+        f"{duration(summary.seconds)} for {counted(summary.total, 'observation')}, the slowest "
         f"{duration(summary.slowest)}."
     )
 
@@ -185,13 +187,13 @@ def _layers(page: _Page, summary: Summary) -> None:
         return
     page.section(f"Layers, by how far their kernel turned ({len(summary.layers)})")
     shown = summary.layers[:_SHOWN]
-    names = [shorten(clean(layer.name), _NAME) for layer in shown]
+    names = [shorten(clean(layer.name), page.width - _BESIDE_NAME) for layer in shown]
     size = max([len(name) for name in names] + [len("layer")])
-    page.line(f"  {'layer':<{size}}  {'angle/rad':>9}  {'band':<16}  rel. displacement")
+    page.line(f"  {'layer':<{size}}  {'angle/rad':>9}  {'band':<16}  rel. displ.")
     for name, layer in zip(names, shown, strict=True):
         page.line(
             f"  {name:<{size}}  {number(layer.angle):>9}  {layer.band:<16}  "
-            f"{number(layer.relative_displacement):>17}"
+            f"{number(layer.relative_displacement):>11}"
         )
     _and_more(page, len(summary.layers), "layers that turned less")
 
@@ -199,7 +201,7 @@ def _layers(page: _Page, summary: Summary) -> None:
 def _left_out(page: _Page, summary: Summary) -> None:
     if summary.missing:
         page.section("Not measured")
-        page.items(f"{m.title} ({m.where}): {m.reason}" for m in summary.missing)
+        page.items(f"{', '.join(m.titles)} ({m.where}): {m.reason}" for m in summary.missing)
     if summary.gaps:
         page.section(f"Failed observations ({len(summary.gaps)})")
         page.items(f"step {gap.step}: {gap.reason}" for gap in summary.gaps[:_SHOWN])

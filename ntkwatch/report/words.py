@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "MISSING",
     "clean",
+    "counted",
     "duration",
     "finite",
     "flatten",
@@ -20,6 +21,9 @@ __all__ = [
 ]
 
 MISSING = "–"
+
+# Names of parameters can run into thousands; of more than this many, only the ends are listed.
+_LISTED = 12
 
 # Below and above these, fixed notation hides the size of a number behind zeros.
 _SMALLEST_FIXED, _LARGEST_FIXED = 1e-3, 1e5
@@ -85,6 +89,19 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def counted(count: int, thing: str) -> str:
+    """Return a count of things.
+
+    Args:
+        count: How many.
+        thing: What, in the singular; its plural ends in s.
+
+    Returns:
+        Such as "1 observation" or "7 observations".
+    """
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def clean(text: object) -> str:
     """Return text in which nothing moves the cursor, hides or fails to encode.
 
@@ -135,10 +152,14 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 
 def _in_one_line(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{clean(key)}: {_in_one_line(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_in_one_line(item) for item in value) or MISSING
-    return MISSING if value is None else clean(value)
+        items = [f"{clean(key)}: {_in_one_line(item)}" for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [_in_one_line(item) for item in value]
+    else:
+        return MISSING if value is None else clean(value)
+    if len(items) > _LISTED:
+        return f"{len(items)} in all: {', '.join(items[: _LISTED - 1])}, …, {items[-1]}"
+    return ", ".join(items) or MISSING
 
 
 def finite(value: Any) -> Any:

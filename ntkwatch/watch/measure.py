@@ -78,7 +78,14 @@ class Measurement:
         )
 
 
-def measure(model: nn.Module, inputs: Inputs, settings: Settings, *, first: bool) -> Measurement:
+def measure(
+    model: nn.Module,
+    inputs: Inputs,
+    settings: Settings,
+    *,
+    first: bool,
+    state: Params | None = None,
+) -> Measurement:
     """Return outputs and kernel of a model; call it inside ``undisturbed``.
 
     Args:
@@ -86,6 +93,7 @@ def measure(model: nn.Module, inputs: Inputs, settings: Settings, *, first: bool
         inputs: The probe's inputs.
         settings: Of the run.
         first: Whether to test that samples do not depend on each other.
+        state: Parameters and buffers to use instead of the model's present ones.
 
     Returns:
         What was seen. Coupled samples cost the kernel, not the observation.
@@ -102,6 +110,7 @@ def measure(model: nn.Module, inputs: Inputs, settings: Settings, *, first: bool
         names=list(settings.names),
         dtype=settings.dtype,
         batchnorms=list(settings.moving) if settings.batchnorm == "probe" else [],
+        state=state,
     )
     kernel, left_out = None, {}
     try:
@@ -173,18 +182,24 @@ def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
         Relative kernel change, angles and root mean square output change between two
         computations at the same weights: samples in reverse, in smaller chunks.
     """
-    problem = measured.problem
-    order = torch.arange(len(measured.outputs) - 1, -1, -1)
+    problem, n = measured.problem, len(measured.outputs)
+    order = torch.arange(n - 1, -1, -1)
     reverse = take(problem.inputs, order)
+    # Thirds of the batch are rounded differently; batch statistics need the batch whole.
+    parts = [torch.arange(n)] if settings.moving else list(torch.arange(n).chunk(3))
     with torch.no_grad():
-        again = linearized_function(problem, settings.moving, inputs=reverse)({})
+        again = torch.cat(
+            [
+                linearized_function(problem, settings.moving, inputs=take(reverse, part))({})
+                for part in parts
+            ]
+        )
     change = (again[order].to(measured.outputs) - measured.outputs).square().mean().sqrt()
     floors = {"output": change}
     kernel = measured.kernel
     if kernel is not None and bool(kernel.trace.any()):
-        other = problem.kernel(
-            engine=settings.engine, budget=max(1, settings.budget // 3), order=order
-        )
+        budget = max(1, min(settings.budget, problem.row_bytes) // 3)
+        other = problem.kernel(engine=settings.engine, budget=budget, order=order)
         floors["relative_kernel_change"] = relative_kernel_change(other.trace, kernel.trace)
         floors["kernel_angle"] = kernel_angle(other.trace, kernel.trace)
         angles = [

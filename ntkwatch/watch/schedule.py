@@ -18,13 +18,16 @@ class Schedule:
 
     Args:
         every_n: Observe whenever this many more steps are done; None for dense, then sparser.
-        total_steps: Steps the run will take, if known: gaps then stop growing at a 25th of it.
     """
 
-    def __init__(self, every_n: int | None = None, *, total_steps: int | None = None) -> None:
+    def __init__(self, every_n: int | None = None) -> None:
         self.every_n = every_n
-        self._max_gap = math.inf if not total_steps else max(1, math.ceil(total_steps / _FEWEST))
+        self._max_gap = math.inf
         self._last: int | None = None
+
+    def expect(self, total_steps: int | None) -> None:
+        """Say how many steps the run will take: gaps then stop growing at a 25th of it."""
+        self._max_gap = max(1, math.ceil(total_steps / _FEWEST)) if total_steps else math.inf
 
     def is_due(self, step: int) -> bool:
         """Return whether an observation is due at a step.

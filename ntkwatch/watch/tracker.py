@@ -7,10 +7,10 @@ it is shown it. When to look, and where numbers are written, is the caller's bus
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import (
     check_finite_parameters,
+    clean_name,
     parameters_of,
     select_parameters,
 )
@@ -75,6 +76,7 @@ class KernelTracker:
 
     Attributes:
         history: What was observed so far.
+        loss_start: Training loss at the reference weights; the first loss given unless set.
     """
 
     def __init__(
@@ -110,13 +112,19 @@ class KernelTracker:
         self._start: Anchor | None = None
         self._warmup: Anchor | None = None
         self._floors: dict[str, float] = {}
-        self._loss_start: float | None = None
+        self.loss_start: float | None = None
         self._kernel: Kernel | None = None
+        self._resumed: dict[str, Any] | None = None
 
     @property
     def reference(self) -> Anchor | None:
         """Weights, outputs and kernel at the reference step, or None before it."""
         return self._start
+
+    @property
+    def warmup(self) -> Anchor | None:
+        """The same at the end of the warm-up, or None before it."""
+        return self._warmup
 
     @property
     def kernel(self) -> Kernel | None:
@@ -131,6 +139,7 @@ class KernelTracker:
         loss: float | None = None,
         epoch: int | None = None,
         logged_step: int | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ) -> Observation:
         """Measure a model and return what was seen.
 
@@ -140,6 +149,8 @@ class KernelTracker:
             loss: Training loss, if known; the first one given counts as that of the start.
             epoch: Epochs completed, if known.
             logged_step: The x axis of the run's loggers, if that is another one.
+            state: Weights and buffers to measure instead of the model's present ones, by name: a
+                checkpoint's, say.
 
         Returns:
             The observation, which is also added to ``history``.
@@ -149,14 +160,15 @@ class KernelTracker:
         """
         began = time.perf_counter()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
-        self._loss_start = loss if self._loss_start is None else self._loss_start
+        self.loss_start = loss if self.loss_start is None else self.loss_start
         is_reference = self._start is None or step == self._start.step
-        if is_reference:
+        if is_reference or self._settings is None:
             self._settings = self._settle(model)
         settings = self._known_settings(model)
-        check_finite_parameters(parameters_of(model))
+        kept = None if state is None else {clean_name(name): t for name, t in state.items()}
+        check_finite_parameters(kept or parameters_of(model))
         with undisturbed(model):
-            now = measure(model, self.probe.inputs, settings, first=is_reference)
+            now = measure(model, self.probe.inputs, settings, first=is_reference, state=kept)
             if is_reference:
                 self._take_reference(model, now, step, settings)
             assert self._start is not None
@@ -174,7 +186,7 @@ class KernelTracker:
             logged_step=logged_step,
             epoch=epoch,
             loss=loss,
-            loss_start=self._loss_start,
+            loss_start=self.loss_start,
             probe_size=len(self.probe),
             output_count=now.problem.spec.output_count,
             noise_floor=self._floors,
@@ -187,23 +199,51 @@ class KernelTracker:
         self.history.add(observation)
         return observation
 
+    def resume(self, history: History, start: Anchor, warmup: Anchor | None = None) -> None:
+        """Go on from an earlier run instead of taking a new reference.
+
+        Args:
+            history: What was observed until then.
+            start: Its reference.
+            warmup: Its anchor at the end of the warm-up, if that was reached.
+
+        Raises:
+            InputError: If the earlier run had another probe.
+        """
+        then, now = history.run.probe.get("fingerprint"), self.probe.fingerprint()
+        if then != now:
+            raise InputError(
+                f"the run to go on from was observed on probe {then} and this tracker has {now}, "
+                "so kernels cannot be compared. Give it the probe saved beside the history."
+            )
+        self.history = history
+        self._start, self._warmup = start, warmup
+        self._resumed = history.run.spec
+        last = history[-1] if len(history) else None
+        if last is not None:
+            self._floors, self.loss_start = dict(last.noise_floor), last.loss_start
+
     # Settling what stays the same. ----------------------------------------------------------------
 
     def _settle(self, model: nn.Module) -> Settings:
-        selected = select_parameters(model, self._params)
+        selected = list(select_parameters(model, self._params))
+        moving = moving_batchnorms(model)
+        if self._resumed is not None:  # what trains may change between a stop and a resume
+            selected = list(self._resumed["params"])
+            moving = list(self._resumed.get("batchnorms", moving))
         outputs = self._outputs
         regression = self.probe.targets is not None and self.probe.targets.is_floating_point()
         if isinstance(outputs, str) and outputs.startswith("random:") and regression:
             outputs = f"{outputs.removesuffix(':plain')}:plain"
         return Settings(
             names=tuple(selected),
-            moving=tuple(moving_batchnorms(model)),
+            moving=tuple(moving),
             batchnorm=self._batchnorm,
             forward=self._forward,
             outputs="auto:plain" if outputs == "auto" and regression else outputs,
             engine=self._engine,
             budget=self._budget,
-            dtype=jacobian_dtype(selected, self._dtype),
+            dtype=jacobian_dtype(parameters_of(model), self._dtype),
         )
 
     def _known_settings(self, model: nn.Module) -> Settings:
@@ -228,6 +268,7 @@ class KernelTracker:
         self.history.run = RunInfo(
             spec={
                 **spec.to_plain(),
+                "batchnorms": list(settings.moving),
                 "engine": "none" if now.kernel is None else _engines(now.kernel),
             },
             probe=self.probe.describe(),

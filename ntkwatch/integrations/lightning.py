@@ -1,0 +1,309 @@
+"""``NTKMonitor``: the Lightning callback that decides when, hands over, and logs.
+
+It works under ``lightning.pytorch`` and ``pytorch_lightning``. It holds no maths and uses only
+public trainer attributes, one counter apart (``_place``).
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from ntkwatch.errors import InputError
+from ntkwatch.integrations.outlet import Outlet, OutletSettings
+from ntkwatch.integrations.trainer_probe import named_object, probe_from_trainer, probe_given
+from ntkwatch.integrations.watched_run import WatchedRun
+from ntkwatch.jacobian.engine import check_choice
+from ntkwatch.watch.history import History
+from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.schedule import Schedule
+from ntkwatch.watch.tracker import Metrics
+from ntkwatch.watch.verdict import Verdict
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback as _Base
+else:
+
+    def _callback_bases() -> tuple[type, ...]:
+        """Return every Lightning callback class that is installed: two unrelated ones exist."""
+        bases: list[type] = []
+        for name in ("lightning.pytorch", "pytorch_lightning"):
+            try:
+                module = importlib.import_module(name)
+            except ImportError:
+                continue
+            if module.Callback not in bases:
+                bases.append(module.Callback)
+        return tuple(bases)
+
+    _Base = type("_Base", _callback_bases(), {"__module__": __name__})
+
+__all__ = ["NTKMonitor"]
+
+# By name, since every strategy class exists once in each of the two namespaces.
+_REFUSED = ("FSDPStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+
+
+class NTKMonitor(_Base):
+    """Watches the empirical NTK of the model in training.
+
+    Add it to the Trainer's callbacks; nothing else is needed. It draws a fixed probe batch, takes
+    a reference before the first update, observes densely at first and sparser later, logs scalars
+    under ``<name>/`` to every logger and pictures to TensorBoard, writes the run's files to
+    ``<log_dir>/<name>/``, and ends with a verdict. The training is left as it would be without it.
+
+    ====================================  ==========================================================
+    tag under ``<name>/``                 meaning (see docs/metrics.md)
+    ====================================  ==========================================================
+    relative_kernel_change                ``|K - K_0| / |K_0|``
+    kernel_scale                          natural logarithm of the scale along ``K_0``
+    kernel_angle, layer_angle_median      radians between ``K`` and ``K_0``; median over layers
+    linearization_error                   ``|f - f_lin| / |f - f_0|`` on the probe
+    top_eigenvalue_1, effective_rank      of the trace kernel
+    relative_displacement                 ``|theta - theta_0| / |theta_0|``
+    target_alignment                      centred kernel-target alignment
+    strength                              0 static, 1 lazy, 2 transitional, 3 feature-learning
+    overhead_share                        share of wall time spent watching
+    ====================================  ==========================================================
+
+    Args:
+        every_n_train_steps: Observe every so many optimizer steps, whatever it costs. None: densely
+            at first, then sparser, never above ``max_overhead``.
+        probe: "auto" (validation dataset, else training dataset, else the first batches), "val",
+            "train", a batch, a ``ProbeBatch``, a saved ``probe.safetensors``, or the dotted path
+            of one of these or of a function that returns one.
+        probe_size: Probe points to draw; a verdict needs at least 32.
+        forward: ``(model, inputs) -> tensor (N, ...)`` or its dotted path; guessed by default.
+        outputs: Which outputs enter the kernel: "full", "trace", "sum", "random:8", a function or
+            its dotted path; "auto" takes all up to 10 and 8 random directions beyond.
+        params: Names or patterns of parameters for the kernel; default all trainable ones.
+        engine: "auto", "vmap" or "loop".
+        batchnorm: Statistics of BatchNorms in kernels: of the "probe", or "running" averages.
+        top_k: Eigenvalues to record.
+        metrics: "minimal" or "standard".
+        max_overhead: Largest share of wall time to spend, in (0, 1].
+        memory_budget: Bytes that Jacobian rows may take.
+        dirpath: Folder for the run's files; default ``<log_dir>/<name>``.
+        save_kernels: Whether to write each kernel to a file.
+        on_error: "warn": training always finishes; "raise": for tests.
+        on_verdict: Called with the verdict when its strength changes; or its dotted path.
+        custom_scalars: Whether to write TensorBoard's Custom Scalars page.
+        name: Prefix of tags and name of the folder; two monitors need two names.
+
+    Attributes:
+        history: What was observed so far.
+        verdict: The verdict as of the last observation, or None.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    Example::
+
+        trainer = Trainer(callbacks=[NTKMonitor()])
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_train_steps: int | None = None,
+        probe: Any = "auto",
+        probe_size: int = 64,
+        forward: Callable[..., Any] | str | None = None,
+        outputs: Callable[..., Any] | str = "auto",
+        params: str | Sequence[str] | None = None,
+        engine: Literal["auto", "vmap", "loop"] = "auto",
+        batchnorm: Literal["probe", "running"] = "probe",
+        top_k: int = 8,
+        metrics: Metrics = "standard",
+        max_overhead: float = 0.02,
+        memory_budget: str | int = "1GiB",
+        dirpath: str | Path | None = None,
+        save_kernels: bool = True,
+        on_error: Literal["warn", "raise"] = "warn",
+        on_verdict: Callable[..., Any] | str | None = None,
+        custom_scalars: bool = True,
+        name: str = "ntk",
+    ) -> None:
+        super().__init__()
+        check_choice("on_error", on_error, ("warn", "raise"))
+        _check_range("probe_size", probe_size, 2, None)
+        _check_range("max_overhead", max_overhead, 0, 1)
+        if every_n_train_steps is not None:
+            _check_range("every_n_train_steps", every_n_train_steps, 1, None)
+        self.every_n_train_steps = every_n_train_steps
+        self.probe, self.probe_size = probe, probe_size
+        self.max_overhead, self.on_error, self.dirpath = max_overhead, on_error, dirpath
+        self.on_verdict = _resolved(on_verdict)
+        self.name = name
+        self._outlet_settings = OutletSettings(
+            name=name, save_kernels=save_kernels, custom_scalars=custom_scalars
+        )
+        self._tracker_settings: dict[str, Any] = {
+            "forward": _resolved(forward),
+            "outputs": _resolved(outputs),
+            "params": params,
+            "engine": engine,
+            "batchnorm": batchnorm,
+            "memory_budget": memory_budget,
+            "top_k": top_k,
+            "metrics": metrics,
+        }
+        self._resume_state: dict[str, Any] | None = None
+        self._run: WatchedRun | None = None
+
+    @property
+    def history(self) -> History:
+        """What was observed so far."""
+        return History() if self._run is None else self._run.history
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict as of the last observation, or None."""
+        return None if self._run is None else self._run.verdict
+
+    @property
+    def state_key(self) -> str:
+        """Keeps the states of two monitors of different names apart in a checkpoint."""
+        return self._generate_state_key(name=self.name)
+
+    # Hooks, in the order in which they are called. ------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Check the strategy and find the folder."""
+        if stage != "fit":
+            return
+        # log_dir is broadcast: every rank has to ask for it, or training hangs.
+        log_dir = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(self.dirpath) if self.dirpath is not None else log_dir / self.name
+        self._run = None
+        if trainer.is_global_zero and self._can_watch(trainer):
+            outlet = Outlet(trainer.loggers, trainer.callback_metrics, self._outlet_settings)
+            self._run = WatchedRun(
+                folder,
+                outlet,
+                schedule=Schedule(self.every_n_train_steps),
+                max_overhead=self.max_overhead if self.every_n_train_steps is None else None,
+                tracker_settings=self._tracker_settings,
+                probe_size=self.probe_size,
+                on_error=self.on_error,
+                on_verdict=self.on_verdict,
+            )
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Draw the probe, or go on where an interrupted run stopped."""
+        if self._run is None:
+            return
+        total = trainer.estimated_stepping_batches
+        known_total = None if total in (-1, float("inf")) else int(total)
+        state, self._resume_state = self._resume_state, None
+        with self._run.harmless(trainer.global_step):
+            self._run.begin(
+                pl_module,
+                step=trainer.global_step,
+                total_steps=known_total,
+                interrupted=state,
+                draw=lambda: self._draw_probe(trainer),
+            )
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the reference at the first batch, before the first update."""
+        if self._run is None or self._run.stood_down or self._run.has_reference:
+            return
+        with self._run.harmless(trainer.global_step):
+            self._run.take_reference(pl_module, batch, **_place(trainer))
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Observe if the schedule says so and the budget allows it."""
+        if self._run is None or self._run.stood_down:
+            return
+        with self._run.harmless(trainer.global_step):
+            self._run.note_loss(outputs.get("loss") if isinstance(outputs, dict) else outputs)
+            self._run.observe_if_due(pl_module, **_place(trainer))
+
+    def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Observe the last step, write the verdict and the report, and say where they are."""
+        if self._run is None:
+            return
+        with self._run.harmless(trainer.global_step):
+            if not (self._run.stood_down or _averages_weights(trainer)):
+                self._run.observe_last(pl_module, **_place(trainer))
+            self._run.finish()
+
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        """Write what is known so far: a crashed run is when people look."""
+        if self._run is None:
+            return
+        with self._run.harmless(trainer.global_step):
+            self._run.finish()
+
+    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Let go of what was only needed while training."""
+        if stage == "fit" and self._run is not None:
+            self._run.let_go()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to find its history: plain values only."""
+        folder = "" if self._run is None else str(self._run.files.folder.resolve())
+        return {"version": 1, "folder": folder}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where the interrupted run left its files."""
+        self._resume_state = state_dict
+
+    # What only Lightning knows. -------------------------------------------------------------------
+
+    def _draw_probe(self, trainer: Any) -> ProbeBatch | None:
+        if isinstance(self.probe, str) and self.probe in ("auto", "val", "train"):
+            return probe_from_trainer(trainer, self.probe, self.probe_size)
+        return probe_given(self.probe)
+
+    def _can_watch(self, trainer: Any) -> bool:
+        kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+        sharded = kinds & set(_REFUSED) or getattr(trainer.strategy, "zero_stage_3", False)
+        if not sharded:
+            return True
+        message = (
+            f"{type(trainer.strategy).__name__} keeps parameters in shards, which this version "
+            "cannot differentiate per sample, so this run is not watched. Save full checkpoints "
+            "and compare empirical_ntk of two of them instead."
+        )
+        if self.on_error == "raise":
+            raise InputError(message)
+        warnings.warn(message, stacklevel=2)
+        return False
+
+
+def _place(trainer: Any) -> dict[str, int]:
+    """Where training is: optimizer steps, epoch, and the x axis of the run's own curves."""
+    # Lightning's loggers count batches that stepped, which no public attribute gives; its own
+    # LearningRateMonitor reads this one.
+    counter = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
+    step = int(trainer.global_step)
+    logged_step = step if counter is None else int(counter)
+    return {"step": step, "epoch": int(trainer.current_epoch), "logged_step": logged_step}
+
+
+def _averages_weights(trainer: Any) -> bool:
+    """Whether a callback may have swapped averaged weights in at the end of training."""
+    names = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
+    return bool(names & {"WeightAveraging", "StochasticWeightAveraging"})
+
+
+def _resolved(setting: Callable[..., Any] | str | None) -> Any:
+    """A dotted path is imported; the settings' own words ("random:8") hold no dot."""
+    if isinstance(setting, str) and "." in setting:
+        return named_object(setting)
+    return setting
+
+
+def _check_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and not low < value <= high):
+        bounds = f"at least {low}" if high is None else f"above {low} and at most {high}"
+        raise InputError(f"{name}={value} is out of range: it must be {bounds}.")

@@ -1,0 +1,86 @@
+"""The first call of a model in a measurement: on copies, so that a forward pass that writes shows.
+
+Only what the call does to parameters is looked at here; outputs are judged elsewhere.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkwatch.errors import CoverageError, ModelChangedError
+from ntkwatch.jacobian.forward import ForwardFn
+from ntkwatch.jacobian.functional import ModelFunction, Params
+from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.parameters import parameters_of
+
+__all__ = ["attempt_on_copies", "first_call"]
+
+
+def attempt_on_copies(
+    model: nn.Module, inputs: Inputs, dtype: torch.dtype
+) -> Callable[[ForwardFn], Any]:
+    """Return how to try a way of calling the model without letting it write to the model."""
+
+    def attempt(forward: ForwardFn) -> Any:
+        function = ModelFunction(model, forward, dtype=dtype)
+        with torch.no_grad():
+            return function(_copies(function), inputs)
+
+    return attempt
+
+
+def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[str]]:
+    """Call a model on copies of its parameters and look at what became of them.
+
+    Args:
+        function: The model as a function.
+        inputs: The probe.
+
+    Returns:
+        The outputs, and the names of parameters that the forward pass writes to without changing
+        a value: those must stay copies.
+
+    Raises:
+        ModelChangedError: If the forward pass changes a parameter.
+        CoverageError: If it reads one that substitution does not reach.
+    """
+    copies = _copies(function)
+    # With gradients on, so that the outputs show whether they reach the model's own parameters.
+    outputs = function(copies, inputs)
+    changed = _changed(copies, function.params)
+    if changed:
+        raise ModelChangedError(
+            f"the forward pass of {type(function.model).__name__} writes to {len(changed)} of its "
+            f"own parameters in evaluation mode ({', '.join(changed[:3])}), so measuring would "
+            "alter the training. Move such updates out of forward(), or pass forward= without them."
+        )
+    _check_reached(function.model, outputs)
+    return outputs.detach(), [name for name, copy in copies.items() if copy._version > 0]
+
+
+def _copies(function: ModelFunction) -> Params:
+    return {name: tensor.clone() for name, tensor in function.params.items()}
+
+
+def _changed(copies: Params, originals: Params) -> list[str]:
+    # One synchronisation with the device for all; what was NaN already has not changed.
+    differ = [((copies[name] != p) & (p == p)).any() for name, p in originals.items()]
+    return [name for name, d in zip(originals, torch.stack(differ).tolist(), strict=True) if d]
+
+
+def _check_reached(model: nn.Module, outputs: Tensor) -> None:
+    """The call used substitutes only; outputs that depend on a parameter itself went round them."""
+    if not outputs.requires_grad:
+        return
+    own = {name: p for name, p in parameters_of(model).items() if p.requires_grad}
+    gradients = torch.autograd.grad(outputs.sum(), list(own.values()), allow_unused=True)
+    missed = [name for name, g in zip(own, gradients, strict=True) if g is not None]
+    if missed:
+        raise CoverageError(
+            f"{type(model).__name__} reads {len(missed)} of its parameters ({', '.join(missed[:3])}) "
+            "by a reference other than the module's own attribute (kept in a list or a closure, or "
+            "a value computed earlier), so the engines cannot follow them. Read them as attributes "
+            "in forward(), or pass forward= to do so."
+        )

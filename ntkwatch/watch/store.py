@@ -1,0 +1,208 @@
+"""The files of a run: history, probe, anchors, kernels and verdict, readable at any moment.
+
+A file is written under a temporary name and then renamed, or appended in whole lines, so that a
+killed run leaves nothing half-written.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ntkwatch.errors import HistoryError
+from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.watch.anchors import Anchor
+from ntkwatch.watch.history import HISTORY_FILE, History, append_record
+from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.records import Gap, Observation, RunInfo
+
+__all__ = ["RunFiles", "read_probe", "write_atomically"]
+
+_PROBE = "probe.safetensors"
+_ANCHORS = {"start": "reference.safetensors", "warmup": "reference-warmup.safetensors"}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name, then rename it.
+
+    Args:
+        path: Where it is to be.
+        write: Writes to the path it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFiles:
+    """What a watched run leaves in its folder.
+
+    Args:
+        folder: Made when the first file is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def history(self) -> Path:
+        """Path of the history."""
+        return self.folder / HISTORY_FILE
+
+    def append(self, record: RunInfo | Observation | Gap) -> None:
+        """Append one line to the history."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        append_record(self.history, record)
+
+    def rewrite(self, history: History) -> None:
+        """Write the history anew, with only what it holds now."""
+
+        def write(path: Path) -> None:
+            records: list[RunInfo | Observation | Gap] = [history.run]
+            for record in [*records, *history.observations, *history.gaps]:
+                append_record(path, record)
+
+        write_atomically(self.history, write)
+
+    def write_probe(self, probe: ProbeBatch) -> None:
+        """Write the probe batch."""
+        tensors = _named_leaves("inputs", probe.inputs)
+        if probe.targets is not None:
+            tensors["targets"] = probe.targets
+        about = {"origin": probe.origin, "structure": json.dumps(_structure(probe.inputs))}
+        write_atomically(self.folder / _PROBE, lambda path: _save(tensors, path, about))
+
+    def read_probe(self) -> ProbeBatch:
+        """Return the probe batch that was written."""
+        return read_probe(self.folder / _PROBE)
+
+    def write_anchor(self, anchor: Anchor, kind: str = "start") -> None:
+        """Write an anchor: "start" or "warmup"."""
+        tensors = {f"param:{name}": tensor for name, tensor in anchor.params.items()}
+        tensors |= {f"buffer:{name}": tensor for name, tensor in anchor.buffers.items()}
+        tensors |= {f"layer:{name}": tensor for name, tensor in anchor.layers.items()}
+        tensors["outputs"] = anchor.outputs
+        if anchor.kernel is not None:
+            tensors["kernel"] = anchor.kernel
+        path = self.folder / _ANCHORS[kind]
+        write_atomically(path, lambda part: _save(tensors, part, {"step": str(anchor.step)}))
+
+    def read_anchor(self, kind: str = "start", *, device: torch.device) -> Anchor | None:
+        """Return an anchor that was written, on a device, or None if there is none."""
+        path = self.folder / _ANCHORS[kind]
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as file:
+            step = int(file.metadata()["step"])
+        groups: dict[str, dict[str, Tensor]] = {"param": {}, "buffer": {}, "layer": {}, "": {}}
+        for key, tensor in load_file(path, device=str(device)).items():
+            group, _, name = key.partition(":") if ":" in key else ("", "", key)
+            groups[group][name] = tensor
+        return Anchor(
+            step=step,
+            params=groups["param"],
+            buffers=groups["buffer"],
+            layers=groups["layer"],
+            outputs=groups[""]["outputs"],
+            kernel=groups[""].get("kernel"),
+        )
+
+    def write_kernel(self, step: int, kernel: Tensor) -> None:
+        """Write the trace kernel of one step."""
+        path = self.folder / "kernels" / f"step={step:08d}.safetensors"
+        write_atomically(path, lambda part: _save({"kernel": kernel}, part, {"step": str(step)}))
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a small JSON file, such as the verdict."""
+        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+        self.write_text(name, text)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, such as the report."""
+        write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def copy_from(self, other: "RunFiles") -> None:
+        """Take over history, probe, anchors and kernels of an earlier part of this run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (HISTORY_FILE, _PROBE, *_ANCHORS.values()):
+            if (other.folder / name).is_file():
+                shutil.copy2(other.folder / name, self.folder / name)
+        if (other.folder / "kernels").is_dir():
+            shutil.copytree(other.folder / "kernels", self.folder / "kernels", dirs_exist_ok=True)
+
+
+def read_probe(path: Path) -> ProbeBatch:
+    """Return a probe batch from its file.
+
+    Args:
+        path: The ``probe.safetensors`` of a run.
+
+    Returns:
+        The probe.
+
+    Raises:
+        HistoryError: If there is no such file.
+    """
+    if not path.is_file():
+        raise HistoryError(
+            f"{path} does not exist, so the probe of that run cannot be used again. Give the "
+            "probe.safetensors that NTKMonitor wrote beside its history."
+        )
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    tensors = load_file(path)
+    inputs = _rebuilt(json.loads(about["structure"]), tensors)
+    return ProbeBatch(inputs, tensors.get("targets"), origin=about["origin"])
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str]) -> None:
+    # safetensors refuses tensors that share memory or are not contiguous.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(own, path, metadata=about)
+
+
+def _structure(inputs: Inputs, name: str = "inputs") -> Any:
+    """The shape of nested inputs as JSON, with the file's key in place of each tensor."""
+    if isinstance(inputs, Tensor):
+        return {"tensor": name}
+    if isinstance(inputs, Mapping):
+        return {"mapping": {k: _structure(v, f"{name}.{k}") for k, v in inputs.items()}}
+    if isinstance(inputs, tuple | list):
+        return {"tuple": [_structure(v, f"{name}.{i}") for i, v in enumerate(inputs)]}
+    plain = isinstance(inputs, bool | int | float | str | type(None))
+    return {"value": inputs if plain else None}
+
+
+def _rebuilt(structure: Any, tensors: Mapping[str, Tensor]) -> Inputs:
+    ((kind, value),) = structure.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "mapping":
+        return {name: _rebuilt(part, tensors) for name, part in value.items()}
+    if kind == "tuple":
+        return tuple(_rebuilt(part, tensors) for part in value)
+    return value
+
+
+def _named_leaves(name: str, inputs: Inputs) -> dict[str, Tensor]:
+    if isinstance(inputs, Tensor):
+        return {name: inputs}
+    parts: list[tuple[Any, Any]] = []
+    if isinstance(inputs, Mapping):
+        parts = list(inputs.items())
+    elif isinstance(inputs, tuple | list):
+        parts = list(enumerate(inputs))
+    found: dict[str, Tensor] = {}
+    for key, part in parts:
+        found |= _named_leaves(f"{name}.{key}", part)
+    return found

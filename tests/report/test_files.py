@@ -1,0 +1,43 @@
+"""Writing whole files; oracle: the file system."""
+
+import os
+import threading
+
+import pytest
+
+from ntkwatch.report.files import write_whole
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left_behind(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    write_whole(path, "new ä")
+    assert path.read_bytes() == "new ä".encode()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_whole(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_whole(pipe, "through")
+    reader.join(timeout=10)
+    assert read == [b"through"]
+    assert pipe.is_fifo()
+
+
+def test_a_folder_that_is_not_there_is_an_error_and_leaves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "no" / "report.html", "x")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,48 @@
+"""Positions on the bar; oracle: the definition, worked out by hand for a few numbers."""
+
+from dataclasses import replace
+
+import pytest
+from report.made_runs import feature_observations
+
+from ntkwatch.report.gauge import gauges
+from ntkwatch.watch.verdict import Bands
+
+LAST = feature_observations()[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "percent"),
+    [
+        (0.0, 0.0),
+        (1e-9, 0.0),
+        (0.0015, 0.0),  # a hundredth of the lazy edge
+        (0.015, 100 / 6),  # half of that way, logarithmically
+        (0.15, 100 / 3),
+        ((0.15 * 0.35) ** 0.5, 50.0),
+        (0.35, 200 / 3),
+        (3.5, 100.0),
+        (1e9, 100.0),
+    ],
+)
+def test_each_band_takes_a_third_of_the_bar(error, percent):
+    gauge, _ = gauges(replace(LAST, linearization_error=error), Bands())
+    assert gauge.at == pytest.approx(percent, abs=0.01)
+
+
+def test_the_bar_follows_the_bands_that_the_verdict_used():
+    gauge, _ = gauges(replace(LAST, linearization_error=0.5), Bands(lazy_error=0.5))
+    assert gauge.at == pytest.approx(100 / 3, abs=0.01)
+    assert gauge.edges[0] == "0.50"
+
+
+def test_an_interval_lies_around_its_number():
+    for gauge in gauges(LAST, Bands()):
+        assert gauge.reach[0] < gauge.at < gauge.reach[1]
+
+
+def test_a_number_that_was_not_measured_has_no_place_but_a_reason():
+    missing = replace(LAST, linearization_error=None, left_out={"linearization_error": "moved not"})
+    gauge, _ = gauges(missing, Bands())
+    assert (gauge.at, gauge.reach, gauge.value) == (None, None, "not measured")
+    assert gauge.reason == "moved not"

@@ -1,0 +1,330 @@
+"""The command line; oracle: what a second process prints, and the codes it ends with."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from report.made_runs import HOSTILE, feature_observations, lazy_observations, renamed, written
+
+from ntkwatch.__main__ import main
+from ntkwatch.cli import cli
+
+COMMAND = [sys.executable, "-m", "ntkwatch"]
+
+
+def _run(*arguments, **options):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture
+def rich(tmp_path):
+    written(tmp_path / "version_0" / "ntk", feature_observations())
+    return tmp_path / "version_0"
+
+
+@pytest.fixture
+def lazy(tmp_path):
+    written(tmp_path / "version_1" / "ntk", lazy_observations())
+    return tmp_path / "version_1"
+
+
+# Results and messages. ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [".", "ntk", "ntk/history.jsonl"])
+def test_a_run_is_found_from_its_log_folder_its_own_folder_and_its_file(rich, capsys, place):
+    assert main(["report", str(rich / place)]) == 0
+    output = capsys.readouterr()
+    assert "Verdict: feature-learning" in output.out
+    assert output.err == ""
+
+
+def test_json_prints_one_object_and_nothing_else(rich):
+    done = _run("report", rich, "--json")
+    assert json.loads(done.stdout)["verdict"]["strength"] == "feature-learning"
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ("text", "ntkwatch: "),
+        ("html", "<!doctype html>"),
+        ("markdown", "# ntkwatch: "),
+        ("json", "{"),
+    ],
+)
+def test_every_form_goes_to_standard_output(rich, capsys, form, begins):
+    assert main(["report", str(rich), "--format", form]) == 0
+    assert capsys.readouterr().out.startswith(begins)
+
+
+def test_output_goes_to_the_file_in_one_piece_and_a_message_to_stderr(rich, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    assert main(["report", str(rich), "--format", "html", "-o", str(page)]) == 0
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"Wrote {page}\n"
+    assert page.read_text().endswith("</html>\n")
+    assert [entry.name for entry in tmp_path.iterdir() if "tmp" in entry.name] == []
+
+
+def test_a_dash_is_standard_output(rich, capsys):
+    assert main(["report", str(rich), "-o", "-"]) == 0
+    assert "Verdict" in capsys.readouterr().out
+
+
+# Exit codes. --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gates", "code"),
+    [
+        ([], 0),
+        (["lazy"], 3),
+        (["static", "lazy"], 3),
+        (["feature-learning"], 0),
+        (["undetermined"], 0),
+    ],
+)
+def test_a_lazy_run_ends_with_3_only_at_its_own_gate(lazy, capsys, gates, code):
+    options = [word for gate in gates for word in ("--fail-on", gate)]
+    assert main(["report", str(lazy), *options]) == code
+    assert "Verdict: lazy" in capsys.readouterr().out  # the report is printed all the same
+
+
+def test_a_folder_without_a_history_is_an_error_in_one_paragraph(tmp_path):
+    done = _run("report", tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"Error: {tmp_path} has no history.jsonl")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_history_of_a_newer_version_is_an_error_that_says_what_to_do(rich, capsys):
+    path = rich / "ntk" / "history.jsonl"
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps({**json.loads(first), "schema": 99}) + "\n" + rest)
+    assert main(["report", str(rich)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("Error: ")
+    assert "schema 99" in message
+    assert "Update ntkwatch" in message
+
+
+def test_a_file_that_cannot_be_written_is_an_error(rich, tmp_path, capsys):
+    assert main(["report", str(rich), "-o", str(tmp_path / "no" / "page.txt")]) == 1
+    message = capsys.readouterr().err
+    assert re.match(r"Error: .*page\.txt cannot be written \(No such file or directory\)", message)
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error_and_no_traceback(rich, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(rich), "-o", str(tmp_path / "file" / "page.txt")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["report"],
+        ["report", ".", "--format", "pdf"],
+        ["report", ".", "--fail-on", "rich"],
+        ["report", ".", "--json", "--format", "html"],
+        ["report", ".", "--nonsense"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments, capsys):
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "Usage: ntkwatch" in output.err
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_130_and_no_traceback(rich, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # writing waits here for a reader who never comes
+    command = [*COMMAND, "report", str(rich), "-o", str(pipe)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert message.strip() == "Interrupted."
+
+
+# Terminals and pipes. -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["text", "html"])
+def test_a_reader_who_stops_early_sees_no_traceback(rich, form):
+    with subprocess.Popen(
+        [*COMMAND, "report", str(rich), "--format", form],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        message = process.stderr.read()
+    assert (process.returncode, message) == (0, b"")
+
+
+def test_a_gate_holds_although_nobody_reads(rich):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*COMMAND, "report", str(rich), "--fail-on", "feature-learning"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
+def _on_a_terminal(*arguments, **environment):
+    """What the command writes when its standard output is a terminal."""
+    pty = pytest.importorskip("pty", reason="pseudo-terminals need a Unix")
+    reader, writer = pty.openpty()
+    settings = {**os.environ, "TERM": "xterm", "NO_COLOR": "", **environment}
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=writer, env=settings)
+    os.close(writer)
+    output = b""
+    while True:
+        try:
+            chunk = os.read(reader, 65536)
+        except OSError:  # how Linux says that the other side has closed
+            break
+        if not chunk:
+            break
+        output += chunk
+    os.close(reader)
+    assert process.wait(timeout=60) == 0
+    return output
+
+
+def test_a_terminal_gets_colours(rich):
+    assert b"\x1b[" in _on_a_terminal("report", str(rich))
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [(["--no-color"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})],
+)
+def test_colours_can_be_refused(rich, options, environment):
+    assert b"\x1b" not in _on_a_terminal("report", str(rich), *options, **environment)
+
+
+def test_a_pipe_gets_no_colours(rich):
+    assert "\x1b" not in _run("report", rich).stdout
+
+
+def test_a_terminal_without_unicode_gets_a_report_and_no_traceback(rich):
+    done = _run("report", rich, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert "Verdict: feature-learning" in done.stdout
+    assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize("form", ["text", "html", "markdown", "json"])
+def test_a_name_that_cannot_be_encoded_breaks_no_form(tmp_path, form):
+    names = {"features.0": "\ud800" + HOSTILE}
+    written(tmp_path, tuple(renamed(o, names) for o in lazy_observations()))
+    done = _run("report", tmp_path, "--format", form)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Help, start-up. ----------------------------------------------------------------------------------
+
+
+def test_every_command_and_every_option_has_help():
+    for name, command in cli.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, (name, parameter.name)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["demo", "--help"]])
+def test_help_is_a_result(arguments, capsys):
+    assert main(arguments) == 0
+    assert "Usage: ntkwatch" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"ntkwatch \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+HEAVY = ("torch", "lightning", "pytorch_lightning", "plotly", "matplotlib", "jinja2", "numpy")
+
+
+def _modules_after(*arguments):
+    code = (
+        "import sys; from ntkwatch.__main__ import main; "
+        f"code = main({list(map(str, arguments))!r}); "
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stderr.strip()
+
+
+def test_help_imports_nothing_heavy():
+    assert _modules_after("--help") == "[]"
+
+
+def test_a_text_report_imports_nothing_heavy(rich):
+    assert _modules_after("report", rich) == "[]"
+
+
+def test_a_page_is_drawn_without_torch_and_lightning(rich, tmp_path):
+    output = _modules_after("report", rich, "--format", "html", "-o", tmp_path / "page.html")
+    assert "plotly" in output  # so the list sees what is imported
+    assert "torch" not in output
+    assert "lightning" not in output
+
+
+def test_help_is_there_within_half_a_second():
+    taken = []
+    for _ in range(3):  # the best of three, as other work may share this machine
+        start = time.perf_counter()
+        assert _run("--help").returncode == 0
+        taken.append(time.perf_counter() - start)
+    assert min(taken) < 0.5
+
+
+def test_a_cut_off_line_is_reported_and_the_rest_is_kept(rich, capsys):
+    path = rich / "ntk" / "history.jsonl"
+    path.write_text(path.read_text()[:-200])
+    assert main(["report", str(rich)]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "line 20 of history.jsonl is cut off" in output
+    assert "step 900" in output
+
+
+def test_an_unfinished_run_is_undetermined_and_can_be_gated(tmp_path, capsys):
+    early = tuple(replace(o, loss=2.3) for o in lazy_observations()[:4])
+    written(tmp_path, early)
+    assert main(["report", str(tmp_path), "--fail-on", "undetermined"]) == 3
+    assert "undetermined (too early)" in capsys.readouterr().out
