@@ -89,7 +89,6 @@ def _compare(
         sizes = {name: gradient.double().norm() for name, gradient in row.items()}
         whole = torch.stack(list(sizes.values())).norm()
         for name, gradient in row.items():
-            error = (rows[name][sample, direction] - gradient).double().norm()
-            size = sizes[name] + _NEGLIGIBLE * whole
-            gaps.append(torch.where(error == 0, error, error / size))
+            off = (rows[name][sample, direction] - gradient).double().norm()
+            gaps.append(torch.where(off == 0, off, off / (sizes[name] + _NEGLIGIBLE * whole)))
     return float(torch.stack(gaps).max())

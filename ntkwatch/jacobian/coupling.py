@@ -1,53 +1,62 @@
 """Whether each sample's outputs depend on that sample alone, as a per-sample kernel demands.
 
-A forward pass on some of the samples is compared with the same rows of the whole batch. Rounding
-differs between batch sizes, so a doubtful gap is looked at again in float64 before a model is
-refused.
+Outputs of some of the samples, and of one alone, are compared with the same rows of the whole
+batch; then gradients of one sample alone with those beside another, since a weight that is still
+zero hides coupling from the outputs. Rounding differs between batch sizes, so a doubtful gap is
+looked at again in float64 before a model is refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ntkwatch.errors import RandomForwardError, SampleCouplingError
+from ntkwatch.jacobian.culprit import culprit_cure, culprit_name, find_culprit
+from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
+from ntkwatch.jacobian.outputs import Reduction
 
 __all__ = ["check_samples_independent"]
 
-# Largest gap, as a share of the outputs' size, that rounding explains. Models that compute partly
-# in float32 whatever their dtype are why the second is not smaller.
-_DOUBTFUL = 3e-4
-_COUPLED = 1e-5
+# Gaps, as shares of the outputs' size, that rounding explains. The second is for devices without
+# float64. Models that compute partly in float32 whatever their dtype are why the first is not
+# smaller.
+_ROUNDING = 1e-5
+_ROUNDING32 = 3e-4
+# Gradients pass through more operations, and a gap may show in one small parameter only: gaps count
+# as shares of the parameter's own gradient plus this share of the whole one.
+_NEGLIGIBLE = 1e-2
+_JOLT = 0.03
 
-_CURES = {
-    nn.modules.batchnorm._BatchNorm: (
-        "it uses batch statistics in evaluation mode: set track_running_stats=True and let "
-        "model.eval() reach it, or use GroupNorm or LayerNorm"
-    ),
-    nn.modules.dropout._DropoutNd: (
-        "it drops at random in evaluation mode: let model.eval() reach it"
-    ),
-}
-_ANY_CURE = (
-    "usual causes are batch statistics (BatchNorm with track_running_stats=False or kept in train "
+_CURE = (
+    "Usual causes are batch statistics (BatchNorm with track_running_stats=False or kept in train "
     "mode, hand-written means over the batch), attention over the batch and contrastive heads"
 )
+_REPEATABLE = "Make it deterministic in evaluation mode"
+_PART = "or pass forward= to watch a part of the model that treats samples one by one"
+
+_Explain = Callable[[], SampleCouplingError]
 
 
 def check_samples_independent(
     make: Callable[[torch.dtype], ModelFunction],
     inputs: Inputs,
+    reduction: Reduction,
+    names: Sequence[str],
     *,
     dtype: torch.dtype,
-    buffers: Params | None = None,
+    buffers: Params,
 ) -> None:
     """Refuse a model that mixes samples or draws random numbers, naming the module that does.
 
     Args:
         make: The model as a function, in a given dtype.
-        inputs: The probe.
+        inputs: The probe, two samples or more.
+        reduction: Output directions.
+        names: Parameters that the kernel is taken over.
         dtype: That the kernel will be computed in.
         buffers: Buffers to use instead of the model's.
 
@@ -56,117 +65,163 @@ def check_samples_independent(
         SampleCouplingError: If they depend on other samples.
     """
     function = make(dtype)
+    device = function.params[names[0]].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    allowed = _ROUNDING32 if device.type == "mps" else _ROUNDING
     n = count_samples(inputs)
+    half, alone = _some_samples(n), torch.tensor([n // 2])
+    for check in (
+        partial(_check_repeatable, buffers=buffers),
+        partial(_check_rows, rows=half, buffers=buffers),
+        partial(_check_rows, rows=alone, buffers=buffers),
+        partial(_check_gradients, reduction=reduction, names=names, buffers=buffers),
+    ):
+        if check(function, inputs, allowed=allowed) is None:
+            continue
+        # Perhaps it is rounding: float64 tells.
+        inputs64 = cast_inputs(inputs, device=device, dtype=wide)
+        explain = check(make(wide), inputs64, allowed=allowed)
+        if explain is not None:
+            raise explain()
+
+
+def _some_samples(n: int) -> Tensor:
+    """Half of the samples in a mixed order: pairs and groups of neighbours are torn apart."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(n))[: max(1, n // 2)]
+
+
+def _check_repeatable(
+    function: ModelFunction, inputs: Inputs, *, buffers: Params, allowed: float
+) -> _Explain | None:
+    def call() -> Tensor:
+        return function({}, inputs, buffers)
+
+    def explain() -> SampleCouplingError:
+        n = count_samples(inputs)
+        found = find_culprit(function.model, call, call, slice(None), n, tolerance=allowed)
+        return RandomForwardError(
+            f"{type(function.model).__name__} draws random numbers, or keeps something from call "
+            f"to call, in evaluation mode: two forward passes on the same {n} samples differ by "
+            f"{gap:.1e} of their size, first in {culprit_name(found)}, so it has no Jacobian to "
+            f"compare between steps. {culprit_cure(found, _REPEATABLE)}, {_PART}."
+        )
+
     with torch.no_grad():
-        whole = function({}, inputs, buffers)
-        again = _gap(function({}, inputs, buffers), whole)
-        if not again <= _DOUBTFUL:
-            raise RandomForwardError(_random_message(function, inputs, buffers, again))
-        some = _companions(n)
+        gap = _gap(call(), call())
+    return None if gap <= allowed else explain
+
+
+def _check_rows(
+    function: ModelFunction, inputs: Inputs, *, rows: Tensor, buffers: Params, allowed: float
+) -> _Explain | None:
+    """Compare outputs of some samples with the same rows of the whole batch."""
+    n = count_samples(inputs)
+    rows = rows.to(_device(function))
+    part = take(inputs, rows)
+    moved = _jolted(function)
+    calls = (lambda: function(moved, inputs, buffers), lambda: function(moved, part, buffers))
+
+    def explain() -> SampleCouplingError:
+        found = find_culprit(function.model, *calls, rows, n, tolerance=allowed)
+        return SampleCouplingError(
+            f"{type(function.model).__name__} mixes samples: on {len(rows)} of the {n} probe "
+            f"samples {what} {culprit_name(found)}, so it has no per-sample Jacobian. "
+            f"{culprit_cure(found, _CURE)}; {_PART}."
+        )
+
+    with torch.no_grad():
+        expected = calls[0]()[rows]
         try:
-            gap = _gap(function({}, take(inputs, some), buffers), whole[some])
-        except (ValueError, RuntimeError) as error:
-            raise SampleCouplingError(
-                f"{type(function.model).__name__} cannot be called on {len(some)} of the {n} "
-                f"probe samples alone ({type(error).__name__}: {error}), so it has no per-sample "
-                f"Jacobian; {_ANY_CURE}."
-            ) from error
-        if gap <= _DOUBTFUL:
-            return
-        wide = make(torch.float64) if whole.device.type != "mps" else function
-        inputs64 = cast_inputs(inputs, device=whole.device, dtype=wide.dtype)
-        exact = wide({}, inputs64, buffers)
-        gap = _gap(wide({}, take(inputs64, some), buffers), exact[some])
-        if not gap <= _COUPLED:
-            raise SampleCouplingError(_coupled_message(wide, inputs64, buffers, some, gap))
+            gap = _gap(calls[1]().reshape(expected.shape), expected)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever it is, an engine would meet it too
+            what = f"it fails ({type(error).__name__}: {first_line(error)}) in"
+            return explain
+    what = (
+        f"its outputs differ by {gap:.1e} of their size from those on all of them (allowed: "
+        f"{allowed:.0e}), first in"
+    )
+    return None if gap <= allowed else explain
 
 
-def _companions(n: int) -> Tensor:
-    """Half of the samples in reverse order: every one of them loses its neighbours."""
-    return torch.arange(max(1, n // 2) - 1, -1, -1)
+def _check_gradients(
+    function: ModelFunction,
+    inputs: Inputs,
+    *,
+    reduction: Reduction,
+    names: Sequence[str],
+    buffers: Params,
+    allowed: float,
+) -> _Explain | None:
+    def explain() -> SampleCouplingError:
+        return SampleCouplingError(
+            f"{type(function.model).__name__} mixes samples: with another sample beside it, the "
+            f"gradient of a sample's outputs with respect to {name} differs by {gap:.1e} of its "
+            f"size (allowed: {allowed:.0e}), so it has no per-sample Jacobian. {_CURE}, or an "
+            f"outputs= function that does so; use a form that does not, {_PART}."
+        )
+
+    gap, name = _gradient_gap(function, inputs, reduction, names, buffers)
+    return None if gap <= allowed else explain
+
+
+def _gradient_gap(
+    function: ModelFunction,
+    inputs: Inputs,
+    reduction: Reduction,
+    names: Sequence[str],
+    buffers: Params,
+) -> tuple[float, str]:
+    """The largest change of a parameter's gradient when a second sample stands beside the first."""
+    n = count_samples(inputs)
+    first, second = n // 2, 0
+    weights = torch.randn(reduction.rows, generator=torch.Generator().manual_seed(0))
+
+    def gradients(samples: list[int]) -> list[Tensor]:
+        leaves = function.leaf_params(list(names))
+        few = take(inputs, torch.tensor(samples, device=_device(function)))
+        outputs = reduction.flatten(function(leaves, few, buffers))[0]
+        if not outputs.requires_grad:
+            return [torch.zeros_like(leaf) for leaf in leaves.values()]
+        if reduction.directions is not None:
+            outputs = reduction.cotangents(outputs) @ outputs
+        found = torch.autograd.grad(
+            outputs @ weights.to(outputs), list(leaves.values()), allow_unused=True
+        )
+        return [
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(leaves.values(), found, strict=True)
+        ]
+
+    alone, beside = gradients([first]), gradients([first, second])
+    sizes = torch.stack([gradient.norm() for gradient in alone])
+    errors = torch.stack([(a - b).norm() for a, b in zip(alone, beside, strict=True)])
+    # Where a sample alone has no gradient at all, beside another it must have none either.
+    scale = sizes + _NEGLIGIBLE * torch.maximum(sizes.norm(), errors.norm())
+    gaps = torch.where(errors == 0, errors, errors / scale)
+    worst = int(gaps.argmax())
+    return float(gaps[worst]), names[worst]
+
+
+def _jolted(function: ModelFunction) -> Params:
+    """Weights a few percent off: outputs centred at the start, or behind a zero head, are not 0."""
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for name, tensor in function.params.items():
+        if tensor.is_floating_point() and tensor.numel():
+            size = tensor.square().mean().sqrt()
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+            moved[name] = tensor + _JOLT * torch.where(size > 0, size, 1.0) * noise
+    return moved
+
+
+def _device(function: ModelFunction) -> torch.device:
+    return next(iter(function.params.values())).device
 
 
 def _gap(outputs: Tensor, reference: Tensor) -> float:
-    size = (
-        reference.double().abs().max().clamp(min=1e-300)
-        if reference.device.type != "mps"
-        else (reference.abs().max().clamp(min=1e-30))
-    )
-    return float((outputs - reference).abs().max() / size)
-
-
-def _random_message(
-    function: ModelFunction, inputs: Inputs, buffers: Params | None, gap: float
-) -> str:
-    name, module = _first_difference(function, inputs, inputs, buffers, slice(None))
-    return (
-        f"{type(function.model).__name__} draws random numbers in evaluation mode: two forward "
-        f"passes on the same {count_samples(inputs)} samples differ by {gap:.1e} of their size, "
-        f"first in {_describe(name, module)}, so it has no Jacobian to compare between steps. "
-        f"{_cure(module)}."
-    )
-
-
-def _coupled_message(
-    function: ModelFunction, inputs: Inputs, buffers: Params | None, some: Tensor, gap: float
-) -> str:
-    name, module = _first_difference(function, inputs, take(inputs, some), buffers, some)
-    return (
-        f"{type(function.model).__name__} mixes samples: on {len(some)} of the "
-        f"{count_samples(inputs)} probe samples its outputs differ by {gap:.1e} of their size from "
-        f"those on all of them (allowed: {_COUPLED:.0e}), first in {_describe(name, module)}, so "
-        f"it has no per-sample Jacobian. {_cure(module)}; or pass forward= to watch a part of the "
-        "model that treats samples one by one."
-    )
-
-
-def _first_difference(
-    function: ModelFunction,
-    inputs: Inputs,
-    other: Inputs,
-    buffers: Params | None,
-    rows: Tensor | slice,
-) -> tuple[str, nn.Module | None]:
-    """The first module without children whose outputs on the same samples differ."""
-    leaves = {m: name for name, m in function.model.named_modules() if not any(m.children())}
-    whole = _recorded(function, inputs, buffers, list(leaves))
-    part = _recorded(function, other, buffers, list(leaves))
-    for (module, a), (_, b) in zip(whole, part, strict=False):
-        n = count_samples(inputs)
-        if a.ndim == 0 or a.shape[0] != n or not a.is_floating_point():
-            continue
-        expected = a[rows]
-        if expected.shape != b.shape or not _gap(b, expected) <= _COUPLED:
-            return leaves[module], module
-    return "", None
-
-
-def _recorded(
-    function: ModelFunction, inputs: Inputs, buffers: Params | None, modules: list[nn.Module]
-) -> list[tuple[nn.Module, Tensor]]:
-    seen: list[tuple[nn.Module, Tensor]] = []
-
-    def keep(module: nn.Module, _args: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            seen.append((module, output.detach().clone()))
-
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
-        function({}, inputs, buffers)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _describe(name: str, module: nn.Module | None) -> str:
-    if module is None:
-        return "code outside its submodules"
-    return f"{name or 'the model itself'} ({type(module).__name__})"
-
-
-def _cure(module: nn.Module | None) -> str:
-    for kind, cure in _CURES.items():
-        if isinstance(module, kind):
-            return cure[0].upper() + cure[1:]
-    return _ANY_CURE[0].upper() + _ANY_CURE[1:]
+    if reference.numel() == 0:
+        return 0.0
+    error, size = (outputs - reference).abs().max(), reference.abs().max()
+    return float(torch.where(error == 0, error, error / size))

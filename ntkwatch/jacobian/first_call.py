@@ -79,8 +79,8 @@ def _check_reached(model: nn.Module, outputs: Tensor) -> None:
     missed = [name for name, g in zip(own, gradients, strict=True) if g is not None]
     if missed:
         raise CoverageError(
-            f"{type(model).__name__} reads {len(missed)} of its parameters ({', '.join(missed[:3])}) "
-            "by a reference other than the module's own attribute (kept in a list or a closure, or "
-            "a value computed earlier), so the engines cannot follow them. Read them as attributes "
-            "in forward(), or pass forward= to do so."
+            f"{type(model).__name__} reads {len(missed)} of its parameters "
+            f"({', '.join(missed[:3])}) by a reference other than the module's own "
+            "attribute (kept in a list or a closure, or a value computed earlier), so the engines "
+            "cannot follow them. Read them as attributes in forward(), or pass forward= to do so."
         )

@@ -5,6 +5,7 @@ where neither works. Forward mode is checked against reverse mode each time, sin
 silently in places (the padding row of an embedding).
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,7 +85,10 @@ def jacobian_vector_product(
 
 
 def _forward_mode(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tensor:
-    _, change, *_ = jvp(outputs_of, (params,), (tangents,))
+    with warnings.catch_warnings():
+        # Forward mode imports torch's decompositions, which are scripted: torch's own affair.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        _, change, *_ = jvp(outputs_of, (params,), (tangents,))
     return change.detach()
 
 

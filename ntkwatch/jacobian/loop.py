@@ -57,7 +57,7 @@ class LoopRows:
         for direction in directions:
             (cotangent,) = self.reduction.cotangents(outputs, range(direction, direction + 1))
             # A sample whose path meets none of these parameters (another expert's) has no graph.
-            gradients = [None] * len(leaves)
+            gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
             if outputs.requires_grad:
                 gradients = torch.autograd.grad(
                     outputs[0],

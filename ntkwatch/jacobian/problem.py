@@ -65,11 +65,24 @@ class Problem:
         samples = count_samples(self.inputs)
         return samples * self.reduction.rows * entries * self.function.dtype.itemsize
 
+    def at(self, state: Params) -> "Problem":
+        """Return the same problem at other parameters."""
+        function = self.make(self.function.dtype)
+        function.put_state(state)
+        return Problem(
+            self.make, function, self.inputs, self.reduction, self.names, self.buffers, self.spec
+        )
+
     def check_samples_independent(self) -> None:
         """Refuse a model whose samples depend on each other or on chance."""
         if count_samples(self.inputs) > 1:
             check_samples_independent(
-                self.make, self.inputs, dtype=self.function.dtype, buffers=self.buffers
+                self.make,
+                self.inputs,
+                self.reduction,
+                self.names,
+                dtype=self.function.dtype,
+                buffers=self.buffers,
             )
 
     def kernel(

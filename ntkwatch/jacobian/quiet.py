@@ -44,23 +44,33 @@ def quiet_torch(devices: Sequence[torch.device]) -> Iterator[None]:
 def _full_precision() -> Iterator[None]:
     """TF32 or bfloat16 inside float32 products, noise of 1e-3, would pass for drift."""
     with ExitStack() as stack:
-        if torch.backends.cudnn.is_available():
-            stack.enter_context(
-                torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=False, allow_tf32=False
+        cudnn: Any = torch.backends.cudnn
+        onednn: Any = torch.backends.mkldnn
+        # Each of torch's older switches raises once the caller has used the newer ones.
+        if cudnn.is_available():
+            try:
+                stack.enter_context(
+                    cudnn.flags(
+                        enabled=True, benchmark=False, deterministic=False, allow_tf32=False
+                    )
                 )
-            )
+            except RuntimeError:
+                _set_ieee(stack, cudnn.conv, cudnn.rnn)
         try:
             before = torch.get_float32_matmul_precision()
-        except RuntimeError:  # the caller used the newer switches, one per backend
-            for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
-                stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-                backend.fp32_precision = "ieee"
+        except RuntimeError:
+            _set_ieee(stack, torch.backends.cuda.matmul, onednn.matmul, onednn.conv, onednn.rnn)
         else:
             if before != "highest":  # setting it anew would overrule a backend's "as its parent"
                 stack.callback(torch.set_float32_matmul_precision, before)
                 torch.set_float32_matmul_precision("highest")
         yield
+
+
+def _set_ieee(stack: ExitStack, *operations: Any) -> None:
+    for operation in operations:
+        stack.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
+        operation.fp32_precision = "ieee"
 
 
 @contextmanager

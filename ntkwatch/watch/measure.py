@@ -172,41 +172,49 @@ def linearized_function(
 
 
 def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
-    """Return what the numbers read when nothing changed but the order of the arithmetic.
+    """Return what the numbers read when nothing changed but rounding.
+
+    Everything is computed a second time with every weight moved by up to one unit in its last
+    place, the samples in reverse order and in other chunks.
 
     Args:
         measured: A look at the model, which must not have changed since.
         settings: Of the run.
 
     Returns:
-        Relative kernel change, angles and root mean square output change between two
-        computations at the same weights: samples in reverse, in smaller chunks.
+        Relative kernel change, angles and root mean square output change between the two.
     """
-    problem, n = measured.problem, len(measured.outputs)
-    order = torch.arange(n - 1, -1, -1)
+    order = torch.arange(len(measured.outputs) - 1, -1, -1)
+    problem = measured.problem.at(_last_places_moved(measured.problem.function.params))
     reverse = take(problem.inputs, order)
-    # Thirds of the batch are rounded differently; batch statistics need the batch whole.
-    parts = [torch.arange(n)] if settings.moving else list(torch.arange(n).chunk(3))
     with torch.no_grad():
-        again = torch.cat(
-            [
-                linearized_function(problem, settings.moving, inputs=take(reverse, part))({})
-                for part in parts
-            ]
-        )
+        again = linearized_function(problem, settings.moving, inputs=reverse)({})
     change = (again[order].to(measured.outputs) - measured.outputs).square().mean().sqrt()
     floors = {"output": change}
     kernel = measured.kernel
     if kernel is not None and bool(kernel.trace.any()):
-        budget = max(1, min(settings.budget, problem.row_bytes) // 3)
+        # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
+        budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes))
         other = problem.kernel(engine=settings.engine, budget=budget, order=order)
         floors["relative_kernel_change"] = relative_kernel_change(other.trace, kernel.trace)
         floors["kernel_angle"] = kernel_angle(other.trace, kernel.trace)
         angles = [
             kernel_angle(other.layers[layer], part)
             for layer, part in kernel.layers.items()
-            if bool(part.any())
+            if bool(part.any()) and bool(other.layers[layer].any())
         ]
         if angles:
             floors["layer_angle_median"] = torch.stack(angles).max()
     return {key: float(value) for key, value in floors.items()}
+
+
+def _last_places_moved(params: Params) -> Params:
+    """Every weight times ``1 + eps u`` with u uniform in [-1, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for name, tensor in params.items():
+        if tensor.is_floating_point():
+            noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
+            factor = 1 + torch.finfo(tensor.dtype).eps * noise
+            moved[name] = tensor * factor.to(tensor)
+    return moved
