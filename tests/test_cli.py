@@ -162,11 +162,19 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
 def test_an_interrupted_run_ends_with_130_and_no_traceback(rich, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # writing waits here for a reader who never comes
-    command = [*COMMAND, "report", str(rich), "-o", str(pipe)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(
+        [*COMMAND, "report", str(rich), "-o", str(pipe)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores the signal, and hands that on to all it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
         time.sleep(2)
         process.send_signal(signal.SIGINT)
         _, message = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert message.strip() == "Interrupted."
 
@@ -249,8 +257,10 @@ def test_a_terminal_without_unicode_gets_a_report_and_no_traceback(rich):
 def test_a_name_that_cannot_be_encoded_breaks_no_form(tmp_path, form):
     names = {"features.0": "\ud800" + HOSTILE}
     written(tmp_path, tuple(renamed(o, names) for o in lazy_observations()))
-    done = _run("report", tmp_path, "--format", form)
-    assert (done.returncode, done.stderr) == (0, "")
+    page = tmp_path / "page"
+    done = _run("report", tmp_path, "--format", form, "-o", page)
+    assert (done.returncode, done.stderr) == (0, f"Wrote {page}\n")
+    assert page.read_text(encoding="utf-8")
 
 
 # Help, start-up. ----------------------------------------------------------------------------------

@@ -19,16 +19,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CONTRACT = {
     "KernelTracker",
     "NTKMonitor",
-    "NTKTrainerCallback",
     "ProbeBatch",
     "empirical_ntk",
-    "forecast",
     "judge",
-    "plan",
     "read_history",
 }
 HEAVY = {"lightning", "matplotlib", "numpy", "plotly", "pytorch_lightning", "torch", "transformers"}
-MAX_IMPORT_SECONDS = 0.3  # about 0.02 when lazy, several seconds when torch comes along
 MAX_SOURCE_LINES = 400
 MAX_README_LINES = 150
 
@@ -40,15 +36,9 @@ def _in_a_fresh_process(code: str) -> str:
     return done.stdout
 
 
-def test_import_is_quick_and_brings_no_heavy_package():
-    code = (
-        "import json, sys, time; start = time.perf_counter(); import ntkwatch; "
-        "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))"
-    )
-    runs = [json.loads(_in_a_fresh_process(code)) for _ in range(3)]
-    assert HEAVY.isdisjoint(runs[0][1])
-    # The quickest of three: the others may have waited for the disk or for another process.
-    assert min(seconds for seconds, _ in runs) < MAX_IMPORT_SECONDS
+def test_import_brings_no_heavy_package():
+    code = "import json, sys; import ntkwatch; print(json.dumps(sorted(sys.modules)))"
+    assert HEAVY.isdisjoint(json.loads(_in_a_fresh_process(code)))
 
 
 def test_a_history_is_read_and_judged_where_torch_cannot_be_imported():

@@ -1,10 +1,10 @@
 """``NTKMonitor``: the Lightning callback that decides when, hands over, and logs.
 
-It works under ``lightning.pytorch`` and ``pytorch_lightning``. It holds no maths and uses only
-public trainer attributes, one counter apart (``_place``).
+It works under ``lightning.pytorch`` and ``pytorch_lightning``, and holds no maths.
 """
 
 import importlib
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +14,13 @@ from torch import nn
 
 from ntkwatch.errors import InputError
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
+from ntkwatch.integrations.trainer_facts import (
+    averages_weights,
+    loss_of,
+    place_of,
+    sharded_strategy,
+    total_steps,
+)
 from ntkwatch.integrations.trainer_probe import named_object, probe_from_trainer, probe_given
 from ntkwatch.integrations.watched_run import WatchedRun
 from ntkwatch.jacobian.engine import check_choice
@@ -43,8 +50,7 @@ else:
 
 __all__ = ["NTKMonitor"]
 
-# By name, since every strategy class exists once in each of the two namespaces.
-_REFUSED = ("FSDPStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+_DRAWN = ("auto", "val", "train")
 
 
 class NTKMonitor(_Base):
@@ -129,6 +135,7 @@ class NTKMonitor(_Base):
     ) -> None:
         super().__init__()
         check_choice("on_error", on_error, ("warn", "raise"))
+        _check_probe(probe)
         _check_range("probe_size", probe_size, 2, None)
         _check_range("max_overhead", max_overhead, 0, 1)
         if every_n_train_steps is not None:
@@ -152,6 +159,8 @@ class NTKMonitor(_Base):
             "metrics": metrics,
         }
         self._resume_state: dict[str, Any] | None = None
+        self._folder: Path | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._run: WatchedRun | None = None
 
     @property
@@ -175,37 +184,41 @@ class NTKMonitor(_Base):
         """Check the strategy and find the folder."""
         if stage != "fit":
             return
+        self._run = self._folder = self._resume_state = None
         # log_dir is broadcast: every rank has to ask for it, or training hangs.
         log_dir = Path(trainer.log_dir or trainer.default_root_dir)
-        folder = Path(self.dirpath) if self.dirpath is not None else log_dir / self.name
-        self._run = None
-        if trainer.is_global_zero and self._can_watch(trainer):
-            outlet = Outlet(trainer.loggers, trainer.callback_metrics, self._outlet_settings)
-            self._run = WatchedRun(
-                folder,
-                outlet,
-                schedule=Schedule(self.every_n_train_steps),
-                max_overhead=self.max_overhead if self.every_n_train_steps is None else None,
-                tracker_settings=self._tracker_settings,
-                probe_size=self.probe_size,
-                on_error=self.on_error,
-                on_verdict=self.on_verdict,
-            )
+        if not self._can_watch(trainer):
+            return
+        if trainer.fast_dev_run:  # which leaves nothing behind
+            self._scratch = tempfile.TemporaryDirectory(prefix="ntkwatch-")
+            self._folder = Path(self._scratch.name) / self.name
+        else:
+            self._folder = log_dir / self.name if self.dirpath is None else Path(self.dirpath)
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Draw the probe, or go on where an interrupted run stopped."""
-        if self._run is None:
+        if self._folder is None or not trainer.is_global_zero:
             return
-        total = trainer.estimated_stepping_batches
-        known_total = None if total in (-1, float("inf")) else int(total)
+        # Made only now: until here Lightning may replace the metrics that callbacks look at.
+        outlet = Outlet(trainer.loggers, trainer.callback_metrics, self._outlet_settings)
+        self._run = WatchedRun(
+            self._folder,
+            outlet,
+            schedule=Schedule(self.every_n_train_steps),
+            max_overhead=self.max_overhead if self.every_n_train_steps is None else None,
+            tracker_settings=self._tracker_settings,
+            probe_size=self.probe_size,
+            on_error=self.on_error,
+            on_verdict=self.on_verdict,
+        )
         state, self._resume_state = self._resume_state, None
         with self._run.harmless(trainer.global_step):
             self._run.begin(
                 pl_module,
                 step=trainer.global_step,
-                total_steps=known_total,
+                total_steps=total_steps(trainer),
                 interrupted=state,
-                draw=lambda: self._draw_probe(trainer),
+                draw=lambda: self._draw_probe(trainer, pl_module),
             )
 
     def on_train_batch_start(
@@ -215,7 +228,7 @@ class NTKMonitor(_Base):
         if self._run is None or self._run.stood_down or self._run.has_reference:
             return
         with self._run.harmless(trainer.global_step):
-            self._run.take_reference(pl_module, batch, **_place(trainer))
+            self._run.take_reference(pl_module, batch, **place_of(trainer))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int
@@ -224,34 +237,43 @@ class NTKMonitor(_Base):
         if self._run is None or self._run.stood_down:
             return
         with self._run.harmless(trainer.global_step):
-            self._run.note_loss(outputs.get("loss") if isinstance(outputs, dict) else outputs)
-            self._run.observe_if_due(pl_module, **_place(trainer))
+            self._run.note_loss(loss_of(trainer, outputs))
+            self._run.observe_if_due(pl_module, **place_of(trainer))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Make do with the rows of one epoch, where a probe is gathered: they would come again."""
+        if self._run is None or self._run.stood_down:
+            return
+        with self._run.harmless(trainer.global_step):
+            self._run.take_gathered_reference(pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Observe the last step, write the verdict and the report, and say where they are."""
         if self._run is None:
             return
-        with self._run.harmless(trainer.global_step):
-            if not (self._run.stood_down or _averages_weights(trainer)):
-                self._run.observe_last(pl_module, **_place(trainer))
-            self._run.finish()
+        if not (self._run.stood_down or averages_weights(trainer)):
+            with self._run.harmless(trainer.global_step):
+                self._run.observe_last(pl_module, **place_of(trainer, ended=True))
+        self._run.finish()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Write what is known so far: a crashed run is when people look."""
-        if self._run is None:
-            return
-        with self._run.harmless(trainer.global_step):
+        if self._run is not None:
             self._run.finish()
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Let go of what was only needed while training."""
-        if stage == "fit" and self._run is not None:
+        if stage != "fit":
+            return
+        if self._run is not None:
             self._run.let_go()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to find its history: plain values only."""
-        folder = "" if self._run is None else str(self._run.files.folder.resolve())
-        return {"version": 1, "folder": folder}
+        return {"version": 1, **({} if self._run is None else self._run.state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where the interrupted run left its files."""
@@ -259,48 +281,45 @@ class NTKMonitor(_Base):
 
     # What only Lightning knows. -------------------------------------------------------------------
 
-    def _draw_probe(self, trainer: Any) -> ProbeBatch | None:
-        if isinstance(self.probe, str) and self.probe in ("auto", "val", "train"):
-            return probe_from_trainer(trainer, self.probe, self.probe_size)
-        return probe_given(self.probe)
+    def _draw_probe(self, trainer: Any, model: nn.Module) -> ProbeBatch | None:
+        if isinstance(self.probe, str) and self.probe in _DRAWN:
+            return probe_from_trainer(trainer, model, self.probe, self.probe_size)
+        return probe_given(self.probe, model)
 
     def _can_watch(self, trainer: Any) -> bool:
-        kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
-        sharded = kinds & set(_REFUSED) or getattr(trainer.strategy, "zero_stage_3", False)
-        if not sharded:
+        strategy = sharded_strategy(trainer)
+        if strategy is None:
             return True
         message = (
-            f"{type(trainer.strategy).__name__} keeps parameters in shards, which this version "
-            "cannot differentiate per sample, so this run is not watched. Save full checkpoints "
-            "and compare empirical_ntk of two of them instead."
+            f"{strategy} keeps parameters in shards, which this version cannot differentiate per "
+            "sample, so this run is not watched. Save full checkpoints and compare empirical_ntk "
+            "of two of them instead."
         )
         if self.on_error == "raise":
             raise InputError(message)
-        warnings.warn(message, stacklevel=2)
+        if trainer.is_global_zero:
+            warnings.warn(message, stacklevel=2)
         return False
 
 
-def _place(trainer: Any) -> dict[str, int]:
-    """Where training is: optimizer steps, epoch, and the x axis of the run's own curves."""
-    # Lightning's loggers count batches that stepped, which no public attribute gives; its own
-    # LearningRateMonitor reads this one.
-    counter = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
-    step = int(trainer.global_step)
-    logged_step = step if counter is None else int(counter)
-    return {"step": step, "epoch": int(trainer.current_epoch), "logged_step": logged_step}
-
-
-def _averages_weights(trainer: Any) -> bool:
-    """Whether a callback may have swapped averaged weights in at the end of training."""
-    names = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
-    return bool(names & {"WeightAveraging", "StochasticWeightAveraging"})
-
-
 def _resolved(setting: Callable[..., Any] | str | None) -> Any:
-    """A dotted path is imported; the settings' own words ("random:8") hold no dot."""
-    if isinstance(setting, str) and "." in setting:
+    """A dotted path is imported; the settings' own words are "full" and "random:8:plain"."""
+    if isinstance(setting, str) and _is_path(setting) and not setting.startswith("random:"):
         return named_object(setting)
     return setting
+
+
+def _is_path(name: str) -> bool:
+    return "." in name or ":" in name
+
+
+def _check_probe(probe: Any) -> None:
+    if isinstance(probe, str) and probe not in _DRAWN and not _is_path(probe):
+        raise InputError(
+            f"probe={probe!r} is not known, so it is not clear where the probe comes from. Use "
+            '"auto", "val", "train", a batch, a ProbeBatch, a probe.safetensors file or a dotted '
+            'path such as "package.module:name".'
+        )
 
 
 def _check_range(name: str, value: float, low: float, high: float | None) -> None:

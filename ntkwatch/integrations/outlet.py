@@ -1,5 +1,6 @@
 """Where a watched run's numbers go: its loggers, TensorBoard, its folder."""
 
+import logging
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.verdict import Verdict
 
 __all__ = ["Outlet", "OutletSettings"]
+
+_log = logging.getLogger("ntkwatch")
 
 _PICTURES = 10  # TensorBoard keeps ten images of a tag; more would drop some at random
 
@@ -67,7 +70,7 @@ class Outlet:
     def writers(self) -> list[Any]:
         """The loggers' summary writers; asking for one makes its files, so it is done late."""
         if self._writers is None:
-            found = [getattr(logger, "experiment", None) for logger in self._loggers]
+            found = [_experiment(logger) for logger in self._loggers]
             self._writers = [writer for writer in found if is_writer(writer)]
         return self._writers
 
@@ -134,3 +137,12 @@ class Outlet:
         files.write_json("verdict.json", verdict.to_plain())
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
         files.write_text("report.html", render_html(tracker.history, verdict, title=title))
+
+
+def _experiment(logger: Any) -> Any:
+    """What a logger writes with; some reach for a server at this moment, and may fail to."""
+    try:
+        return getattr(logger, "experiment", None)
+    except Exception as error:  # whatever it is, its scalars may still arrive
+        _log.debug("%s has no experiment: %s", type(logger).__name__, error)
+        return None

@@ -1,17 +1,23 @@
 """Where a Lightning run's probe comes from, without disturbing its loaders."""
 
 import importlib
-from collections.abc import Sized
+import inspect
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ntkwatch.errors import InputError
+from ntkwatch.jacobian.inputs import Inputs, leaves
 from ntkwatch.watch.probe import ProbeBatch, draw_probe, split_batch
 from ntkwatch.watch.store import read_probe
 
-__all__ = ["named_object", "probe_from_trainer", "probe_given"]
+# Homes of the forward that a module has which defines none.
+_FORWARDLESS = ("torch.nn.modules.module", "pytorch_lightning.core.", "lightning.pytorch.core.")
+
+__all__ = ["inputs_for", "named_object", "probe_from_trainer", "probe_given"]
 
 
 def named_object(name: str) -> Any:
@@ -38,11 +44,12 @@ def named_object(name: str) -> Any:
         ) from error
 
 
-def probe_given(probe: Any) -> ProbeBatch:
+def probe_given(probe: Any, model: nn.Module) -> ProbeBatch:
     """Return the probe that a user named: a batch, a ``ProbeBatch``, a file or a dotted path.
 
     Args:
         probe: As given to the monitor.
+        model: That it is for.
 
     Returns:
         The probe.
@@ -53,33 +60,84 @@ def probe_given(probe: Any) -> ProbeBatch:
         if Path(probe).suffix == ".safetensors":
             return read_probe(Path(probe))
         found = named_object(str(probe))
-        return probe_given(found() if callable(found) else found)
-    return ProbeBatch(*split_batch(probe))
+        return probe_given(found() if callable(found) else found, model)
+    inputs, targets = split_batch(probe)
+    return ProbeBatch(inputs_for(model, inputs), targets)
 
 
-def probe_from_trainer(trainer: Any, where: str, size: int) -> ProbeBatch | None:
+def probe_from_trainer(trainer: Any, model: nn.Module, where: str, size: int) -> ProbeBatch | None:
     """Return a class-balanced probe from a run's validation or training dataset.
 
     Args:
         trainer: Lightning trainer whose loaders are set up.
+        model: Its module.
         where: "auto" (validation, else training), "val" or "train".
         size: Probe points.
 
     Returns:
-        The probe, or None where no map-style dataset is there to read items from.
+        The probe, or None where no training dataset is there to read items from.
+
+    Raises:
+        InputError: If validation data was asked for and cannot be read item by item.
     """
     sources = {"val": trainer.val_dataloaders, "train": trainer.train_dataloader}
-    wanted = ("val", "train") if where == "auto" else (where,)
-    for name in wanted:
+    for name in ("val", "train") if where == "auto" else (where,):
         loader = _first_loader(sources[name])
-        if loader is not None:
-            return draw_probe(
-                loader.dataset,
-                size,
-                collate=loader.collate_fn,
-                origin={"val": "validation dataset", "train": "training dataset"}[name],
-            )
+        if loader is None:
+            continue
+        words = {"val": "validation dataset", "train": "training dataset"}[name]
+
+        def collate(items: list[Any], loader: DataLoader[Any] = loader) -> Any:
+            # The run's own hooks: a batch may be cast, normalised or augmented on its way.
+            batch = trainer.strategy.batch_to_device(loader.collate_fn(items))
+            inputs, targets = split_batch(batch)
+            return inputs_for(model, inputs), targets
+
+        return draw_probe(loader.dataset, size, collate=collate, origin=words)
+    if where == "val":
+        raise InputError(
+            "probe='val' asks for validation data, and this run has no validation DataLoader whose "
+            "dataset can be read item by item. Pass validation data to fit(), use probe='train', "
+            "or give a batch."
+        )
     return None
+
+
+def inputs_for(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Return a batch's mapping without what the model does not take: numbers of rows, raw texts.
+
+    Args:
+        model: That is to be called with the inputs.
+        inputs: As the batch has them; anything but a mapping is returned as it is.
+
+    Returns:
+        The inputs whose names the model's ``forward`` knows; all, where it takes any or knows none.
+    """
+    if not isinstance(inputs, Mapping):
+        return inputs
+    usable = {name: value for name, value in inputs.items() if _is_input(value)}
+    try:
+        parameters = inspect.signature(_called(model).forward).parameters
+    except (TypeError, ValueError):  # a compiled or scripted forward need not say what it takes
+        return usable
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return usable
+    known = {name: value for name, value in usable.items() if name in parameters}
+    return known if leaves(known) else usable
+
+
+def _is_input(value: Any) -> bool:
+    """Tensors, and what can be one value for all samples; a list of texts is neither."""
+    return bool(leaves(value)) or isinstance(value, bool | int | float | str | type(None))
+
+
+def _called(model: nn.Module) -> nn.Module:
+    """The module whose forward is called: a LightningModule without one mostly wraps a network."""
+    home = type(model).forward.__module__
+    if not home.startswith(_FORWARDLESS):
+        return model
+    owners = [child for child in model.children() if any(True for _ in child.parameters())]
+    return owners[0] if len(owners) == 1 else model
 
 
 def _first_loader(loaders: Any) -> DataLoader[Any] | None:
@@ -90,6 +148,8 @@ def _first_loader(loaders: Any) -> DataLoader[Any] | None:
         found = [_first_loader(loader) for loader in loaders]
         return next((loader for loader in found if loader is not None), None)
     if not isinstance(loaders, DataLoader) or isinstance(loaders.dataset, IterableDataset):
+        return None
+    if loaders.batch_sampler is None:  # its items are whole batches
         return None
     readable = hasattr(loaders.dataset, "__len__") and hasattr(loaders.dataset, "__getitem__")
     return loaders if readable and len(cast(Sized, loaders.dataset)) > 1 else None

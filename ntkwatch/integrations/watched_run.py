@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import NtkwatchError
+from ntkwatch.integrations.gathering import Gathering
 from ntkwatch.integrations.outlet import Outlet
+from ntkwatch.integrations.resumption import free_folder, take_up
 from ntkwatch.watch.budget import OverheadBudget
-from ntkwatch.watch.history import HISTORY_FILE, History, read_history
-from ntkwatch.watch.probe import ProbeBatch, gather_rows, split_batch
+from ntkwatch.watch.history import History
+from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Gap
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.store import RunFiles
@@ -32,7 +34,6 @@ _log = logging.getLogger("ntkwatch")
 
 _LOSS_WINDOW = 20  # batches that the training loss is averaged over
 _FAILURES = 3  # in a row, after which the monitor stands down
-_GATHERED_BATCHES = 16  # after which a smaller probe than asked for has to do
 _WARMUP_SHARE = 0.01  # of all steps, if that is more than the tracker's own warm-up
 
 
@@ -69,6 +70,7 @@ class WatchedRun:
     ) -> None:
         self.files = RunFiles(folder)
         self.verdict: Verdict | None = None
+        self.stood_down = False
         self._outlet, self._schedule = outlet, schedule
         self._capped = max_overhead is not None
         self._budget = OverheadBudget(1.0 if max_overhead is None else max_overhead)
@@ -77,12 +79,11 @@ class WatchedRun:
         self._tracker: KernelTracker | None = None
         self._total_steps: int | None = None
         self._first_step = 0
-        self._gathered: list[ProbeBatch] = []
-        self._kept_state: dict[str, Tensor] | None = None
+        self._gathering: Gathering | None = None
         self._losses: deque[Tensor] = deque(maxlen=_LOSS_WINDOW)
         self._loss_start: Tensor | None = None
         self._failures = 0
-        self.stood_down = False
+        self._said_unwritten = self._finished = False
 
     @property
     def history(self) -> History:
@@ -93,6 +94,17 @@ class WatchedRun:
     def has_reference(self) -> bool:
         """Whether there is something to compare with."""
         return self._tracker is not None and self._tracker.reference is not None
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on from here: plain values only."""
+        if self._tracker is None or not self.has_reference:
+            return {}
+        losses = torch.stack([_scalar(loss) for loss in self._losses]).tolist()
+        first = self._tracker.loss_start
+        if first is None and self._loss_start is not None:
+            first = float(self._loss_start)
+        folder = str(self.files.folder.resolve())
+        return {"folder": folder, "loss_start": first, "losses": losses}
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -115,62 +127,75 @@ class WatchedRun:
             draw: Returns a probe, or None to gather one from the first batches.
         """
         self._budget.start()
+        began = time.perf_counter()
         self._total_steps, self._first_step = total_steps, step
         self._schedule.expect(total_steps)
-        if interrupted is not None and self._go_on(model, step, interrupted):
-            return
-        self.files = RunFiles(_free_folder(self.files.folder))
-        probe = draw()
-        if probe is not None:
-            self._tracker = self._new_tracker(probe)
-
-    def take_reference(
-        self, model: nn.Module, batch: Any, *, step: int, epoch: int, logged_step: int
-    ) -> None:
-        """Take the reference before the first update; gather a probe first where none was drawn."""
-        began = time.perf_counter()
-        if self._tracker is None:
-            self._gather(model, batch)
-        if self._tracker is not None:
-            # Where rows came from several batches, the weights have moved on since the first.
-            self._observe(
-                model,
-                self._first_step,
-                epoch=epoch,
-                logged_step=logged_step,
-                state=self._kept_state,
-            )
-            self._kept_state = None
+        if step == 0 or not self._go_on(model, step, interrupted or {}):
+            self.files = RunFiles(free_folder(self.files.folder))
+            probe = draw()
+            if probe is not None:
+                self._tracker = self._new_tracker(probe)
         self._budget.spend(time.perf_counter() - began, reference=True)
 
-    def note_loss(self, loss: Any) -> None:
+    def take_reference(self, model: nn.Module, batch: Any, *, step: int, **place: Any) -> None:
+        """Take the reference before the first update; gather a probe first where none was drawn.
+
+        Args:
+            model: The model.
+            batch: That training is about to use.
+            step: Optimizer steps taken so far.
+            place: Epoch and x axis of the run's loggers.
+        """
+        if self._tracker is not None:
+            self._timed(model, step, **place, reference=True)
+            return
+        if self._gathering is None:
+            self._gathering = Gathering(self._probe_size, place)
+        self._gathering.add(model, batch)
+        if self._gathering.is_enough:
+            self.take_gathered_reference(model)
+
+    def take_gathered_reference(self, model: nn.Module) -> None:
+        """Make do with the rows gathered so far, if a probe is being gathered."""
+        if self._gathering is None:
+            return
+        gathering, self._gathering = self._gathering, None
+        self._tracker = self._new_tracker(gathering.probe())
+        # Where rows came from several batches, the weights have moved on since the first.
+        kept = {"state": gathering.state, "reference": True}
+        self._timed(model, self._first_step, **gathering.place, **kept)
+
+    def note_loss(self, loss: Tensor | None) -> None:
         """Keep the training step's loss as a tensor: reading it would wait for the device."""
-        if isinstance(loss, Tensor) and loss.numel() == 1:
+        if loss is not None and loss.numel() == 1:
             self._losses.append(loss.detach().clone())
             if self._loss_start is None:
                 self._loss_start = self._losses[0]
 
-    def observe_if_due(self, model: nn.Module, *, step: int, epoch: int, logged_step: int) -> None:
+    def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
         if not self.has_reference or not self._schedule.is_due(step):
             return
         if not self._capped or self._budget.affords_another():
-            self._timed(model, step, epoch=epoch, logged_step=logged_step)
+            self._timed(model, step, **place)
 
-    def observe_last(self, model: nn.Module, *, step: int, epoch: int, logged_step: int) -> None:
+    def observe_last(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe the end of training, unless that was done just now."""
+        self.take_gathered_reference(model)
         if self.has_reference and (len(self.history) == 0 or self.history[-1].step != step):
-            self._timed(model, step, epoch=epoch, logged_step=logged_step, last=True)
+            self._timed(model, step, **place, last=True)
 
     def finish(self) -> None:
         """Write the verdict and the report, and say in one line what and where they are."""
-        if self._tracker is None or not self.has_reference:
+        if self._finished or self._tracker is None or not self.has_reference:
             return
-        self.verdict = judge(self.history)
-        self._outlet.finish(self._tracker, self.verdict, self.files)
+        self._finished = True
+        self.verdict = verdict = judge(self.history)
+        with self._unwritten("the verdict and the report"):
+            self._outlet.finish(self._tracker, verdict, self.files)
         folder = self.files.folder
         _say(
-            f"ntkwatch: {self.verdict.label} (step {self.verdict.step}, {len(self.history)} "
+            f"ntkwatch: {verdict.label} (step {verdict.step}, {len(self.history)} "
             f"observations, {self._budget.spent:.1f} s or {self._budget.share:.1%} of the time). "
             f"See {folder / 'report.html'} or run: ntkwatch report {folder}"
         )
@@ -178,13 +203,13 @@ class WatchedRun:
     def let_go(self) -> None:
         """Free what was only needed while training."""
         self._losses.clear()
-        self._gathered, self._kept_state = [], None
+        self._gathering = None
 
     # Failures. ------------------------------------------------------------------------------------
 
     @contextmanager
     def harmless(self, step: int) -> Iterator[None]:
-        """Keep failures of the monitor away from the training, as ``on_error`` says.
+        """Keep failures to observe away from the training, as ``on_error`` says.
 
         Args:
             step: Optimizer steps taken so far.
@@ -202,132 +227,121 @@ class WatchedRun:
     def _failed(self, step: int, error: Exception) -> None:
         """Say it once, note the gap, and stand down if it cannot or does not get better."""
         self._failures += 1
-        text = (
-            str(error) if isinstance(error, NtkwatchError) else f"{type(error).__name__}: {error}"
-        )
-        gap = Gap(step=step, reason=text)
-        if self.has_reference:
-            self.history.gaps.append(gap)
-            try:
-                self.files.append(gap)
-            except OSError as cause:
-                _log.debug("the gap could not be written: %s", cause)
         self.stood_down = not self.has_reference or self._failures >= _FAILURES
+        if self.has_reference:
+            gap = Gap(step=step, reason=_said(error))
+            self.history.gaps.append(gap)
+            with self._unwritten(f"the gap at step {step}"):
+                self.files.append(gap)
         if self._failures == 1 or self.stood_down:
-            then = "This run is not watched any further" if self.stood_down else "It goes on"
-            warnings.warn(f"ntkwatch could not observe step {step}: {text} {then}.", stacklevel=2)
+            then = "This run is not watched any further" if self.stood_down else "Training goes on"
+            warnings.warn(
+                f"ntkwatch could not observe step {step}: {_said(error)} {then}.", stacklevel=2
+            )
 
-    # Reference. -----------------------------------------------------------------------------------
+    @contextmanager
+    def _unwritten(self, what: str) -> Iterator[None]:
+        """A number that was measured and could not be written is no failure to observe."""
+        try:
+            yield
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            if not self._said_unwritten:
+                warnings.warn(
+                    f"ntkwatch could not hand over {what}: {_said(error)} Training and observing "
+                    "go on; this is said once.",
+                    stacklevel=2,
+                )
+            self._said_unwritten = True
+
+    # Beginning. -----------------------------------------------------------------------------------
 
     def _new_tracker(self, probe: ProbeBatch) -> KernelTracker:
         first = self._first_step
         words = "before the first update" if first == 0 else f"step {first}, where this fit began"
-        tracker = KernelTracker(probe, reference=words, **self._tracker_settings)
+        tracker = KernelTracker(
+            probe, reference=words, reference_is_start=first == 0, **self._tracker_settings
+        )
         share = int(_WARMUP_SHARE * (self._total_steps or 0))
         tracker.warmup_steps = max(tracker.warmup_steps, share)
         return tracker
 
-    def _gather(self, model: nn.Module, batch: Any) -> None:
-        """Collect rows of the first batches, keeping the weights from before the first update."""
-        self._gathered.append(ProbeBatch(*split_batch(batch)))
-        rows = sum(len(part) for part in self._gathered)
-        if rows >= self._probe_size or len(self._gathered) >= _GATHERED_BATCHES:
-            origin = f"rows of the first {len(self._gathered)} training batches"
-            self._tracker = self._new_tracker(
-                gather_rows(self._gathered, self._probe_size, origin=origin)
-            )
-            self._gathered = []
-        elif self._kept_state is None:
-            tensors = [*model.named_parameters(), *model.named_buffers()]
-            self._kept_state = {name: tensor.detach().clone() for name, tensor in tensors}
-
     def _go_on(self, model: nn.Module, step: int, interrupted: dict[str, Any]) -> bool:
         """Take up the history of the interrupted run; False if it is gone."""
-        earlier = RunFiles(Path(interrupted["folder"]))
-        device = next(model.parameters()).device
-        start = earlier.read_anchor(device=device) if interrupted["folder"] else None
-        if start is None or not earlier.history.is_file():
+        folder = interrupted.get("folder", "")
+        earlier = take_up(folder, self.files, step=step, device=next(model.parameters()).device)
+        if earlier is None:
+            lost = f"its files ({folder}) are gone" if folder else "its checkpoint holds none"
             warnings.warn(
-                f"the files of the interrupted run ({interrupted['folder'] or 'never written'}) "
-                "are gone, so its reference is lost: drift is counted from the resumed weights.",
+                f"training goes on from step {step} and what ntkwatch saw of it before is lost "
+                f"({lost}): drift is counted from the resumed weights, and there will be no "
+                "verdict. Resume from a checkpoint of a watched run whose folder is still there.",
                 stacklevel=2,
             )
             return False
-        if self.files.folder.resolve() != earlier.folder.resolve():
-            self.files = RunFiles(_free_folder(self.files.folder))
-            self.files.copy_from(earlier)
-        then = read_history(self.files.history)
-        # What was seen after the checkpoint was written is about to happen again.
-        kept = tuple(observation for observation in then if observation.step <= step)
-        history = History(then.run, kept, tuple(gap for gap in then.gaps if gap.step <= step))
-        self.files.rewrite(history)
-        self._tracker = self._new_tracker(self.files.read_probe())
-        warmup = self.files.read_anchor("warmup", device=device)
-        in_time = warmup is not None and warmup.step <= step
-        self._tracker.resume(history, start, warmup if in_time else None)
-        self._schedule.done(history[-1].step if len(history) else step)
-        self._outlet.lay_out()
+        self.files = earlier.files
+        self._tracker = self._new_tracker(earlier.probe)
+        self._tracker.resume(earlier.history, earlier.start, earlier.warmup)
+        if self._tracker.loss_start is None:
+            self._tracker.loss_start = interrupted.get("loss_start")
+        self._losses.extend(torch.tensor(loss) for loss in interrupted.get("losses", ()))
+        self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
+        with self._unwritten("the chart layout"):
+            self._outlet.lay_out()
         return True
 
     # Observing. -----------------------------------------------------------------------------------
 
-    def _timed(self, model: nn.Module, step: int, **place: Any) -> None:
+    def _timed(self, model: nn.Module, step: int, *, reference: bool = False, **rest: Any) -> None:
         began = time.perf_counter()
         try:
-            self._observe(model, step, **place)
+            self._observe(model, step, began, **rest)
         finally:
-            self._budget.spend(time.perf_counter() - began)
+            self._budget.spend(time.perf_counter() - began, reference=reference)
 
     def _observe(
-        self,
-        model: nn.Module,
-        step: int,
-        *,
-        epoch: int,
-        logged_step: int,
-        state: dict[str, Tensor] | None = None,
-        last: bool = False,
+        self, model: nn.Module, step: int, began: float, *, last: bool = False, **place: Any
     ) -> None:
         assert self._tracker is not None
         tracker = self._tracker
-        is_first, had_warmup = tracker.reference is None, tracker.warmup is not None
+        is_first, warmup = tracker.reference is None, tracker.warmup
         self._schedule.done(step)
         if tracker.loss_start is None and self._loss_start is not None:
             tracker.loss_start = float(self._loss_start)
-        observation = tracker.observe(
-            model,
-            step,
-            loss=None if is_first else self._mean_loss(),
-            epoch=epoch,
-            logged_step=logged_step,
-            state=state,
-        )
-        if is_first:
-            self._outlet.begin(tracker, self.files)
-        if tracker.warmup is not None and not had_warmup:
-            self.files.write_anchor(tracker.warmup, "warmup")
-        before, self.verdict = self.verdict, judge(tracker.history)
-        self._outlet.observed(
-            tracker, observation, self.verdict, self.files, share=self._budget.share, last=last
-        )
+        loss = None if is_first else self._mean_loss()
+        observation = tracker.observe(model, step, loss=loss, **place)
         self._failures = 0
+        before, self.verdict = self.verdict, judge(tracker.history)
+        with self._unwritten(f"what it saw at step {step}"):
+            if is_first:
+                self._outlet.begin(tracker, self.files)
+            if tracker.warmup is not None and tracker.warmup is not warmup:
+                self.files.write_anchor(tracker.warmup, "warmup")
+            share = self._budget.share_with(time.perf_counter() - began)
+            self._outlet.observed(
+                tracker, observation, self.verdict, self.files, share=share, last=last
+            )
         changed = before is None or before.strength != self.verdict.strength
         if changed and self._on_verdict is not None:
-            self._on_verdict(self.verdict)
+            with self._unwritten("the verdict"):
+                self._on_verdict(self.verdict)
 
     def _mean_loss(self) -> float | None:
         if not self._losses:
             return None
-        return float(torch.stack([loss.flatten()[0].float() for loss in self._losses]).mean())
+        device = self._losses[-1].device
+        return float(torch.stack([_scalar(loss).to(device) for loss in self._losses]).mean())
 
 
-def _free_folder(folder: Path) -> Path:
-    """Return the folder, or the next free name beside it: an existing run is not overwritten."""
-    number, free = 1, folder
-    while (free / HISTORY_FILE).exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+def _scalar(loss: Tensor) -> Tensor:
+    return loss.flatten()[0].float()
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, as a sentence."""
+    text = str(error) if isinstance(error, NtkwatchError) else f"{type(error).__name__}: {error}"
+    return text if text.rstrip().endswith((".", "!", "?")) else f"{text.rstrip()}."
 
 
 def _say(message: str) -> None:

@@ -121,40 +121,53 @@ def norm_matched(
         reference: Parameters at the reference.
 
     Returns:
-        All parameters. Where rescaling would change the batch function by more than the norms'
-        epsilon explains (a bias and a nonlinearity in between, say), they are as they were.
+        All parameters. A weight whose rescaling would change the batch function by more than the
+        norms' epsilon explains (because it is used elsewhere too, say) is as it was.
     """
-    matched = dict(function.params)
-    for name in _feeding_weights(function, inputs, names):
-        now, then = function.params[name], reference[name].to(function.params[name])
-        sizes_now = now.flatten(1).norm(dim=1)
-        sizes_then = then.flatten(1).norm(dim=1)
-        factor = torch.where(sizes_now > 0, sizes_then / sizes_now, torch.ones_like(sizes_now))
-        matched[name] = now * factor.view(-1, *[1] * (now.ndim - 1))
+    rescaled = {
+        name: _rescaled(function.params[name], reference[name])
+        for name in _feeding_weights(function, inputs, names)
+    }
     with torch.no_grad(), batch_statistics(function.model, names):
-        before, after = function({}, inputs), function(matched, inputs)
-    unchanged = bool((after - before).norm() <= _SAME_FUNCTION * before.norm())
-    return matched if unchanged else dict(function.params)
+        before = function({}, inputs)
+
+        def same(changed: Params) -> bool:
+            after = function(changed, inputs)
+            return bool((after - before).norm() <= _SAME_FUNCTION * before.norm())
+
+        if not same(rescaled):
+            rescaled = {name: weight for name, weight in rescaled.items() if same({name: weight})}
+        matched = {**function.params, **rescaled}
+        return matched if same(rescaled) else dict(function.params)
+
+
+def _rescaled(now: Tensor, reference: Tensor) -> Tensor:
+    """A weight with the norms per output channel of another."""
+    sizes_now = now.flatten(1).norm(dim=1)
+    sizes_then = reference.to(now).flatten(1).norm(dim=1)
+    factor = torch.where(sizes_now > 0, sizes_then / sizes_now, torch.ones_like(sizes_now))
+    return now * factor.view(-1, *[1] * (now.ndim - 1))
 
 
 def _feeding_weights(function: ModelFunction, inputs: Inputs, names: Sequence[str]) -> list[str]:
     """Weights of the linear and convolution modules whose output is just what a BatchNorm reads."""
-    produced: dict[int, str] = {}
+    produced: dict[int, tuple[str, int]] = {}
     kept: list[Tensor] = []  # so that an id is not given to another tensor during the pass
     uses: dict[str, int] = {}
     feeding: list[str] = []
 
     def note_output(name: str) -> Any:
         def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
-            produced[id(output)] = name
+            produced[id(output)] = name, output._version
             kept.append(output)
             uses[name] = uses.get(name, 0) + 1
 
         return keep
 
     def note_input(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if id(args[0]) in produced:
-            feeding.append(produced[id(args[0])])
+        name, version = produced.get(id(args[0]), ("", -1))
+        if args[0]._version == version:  # else something was done to it in place
+            feeding.append(name)
 
     model = function.model
     with ExitStack() as stack, torch.no_grad():

@@ -15,7 +15,9 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkwatch.errors import CoverageError
-from ntkwatch.jacobian.functional import Params
+from ntkwatch.jacobian.forward import first_line
+from ntkwatch.jacobian.functional import Params, real_entries
+from ntkwatch.jacobian.inputs import to_dtype
 
 __all__ = ["Linearized", "OutputsOf", "jacobian_vector_product"]
 
@@ -23,7 +25,11 @@ OutputsOf = Callable[[Params], Tensor]
 
 # What torch raises for an operation without a derivative of the kind asked for.
 _CANNOT = (RuntimeError, NotImplementedError, TypeError, ValueError)
-_STEP = 1e-4  # of the central difference, relative to the parameters' norm; cubed it is 1e-12
+_STEP = 1e-4  # of the central difference, relative to the parameters' norm; squared it is 1e-8
+# Rounding units that two orders of the same arithmetic may be apart; ten times as many where there
+# is no float64 to look again.
+_ROUNDING = 1e3
+_DIFFERENCE = 0.02  # a difference across kinks may be off by this share and still tell
 
 
 class Linearized(NamedTuple):
@@ -60,28 +66,62 @@ def jacobian_vector_product(
         CoverageError: If no method works.
     """
     failures: list[str] = []
+    rounding = _ROUNDING if in_float64 is not None else 10 * _ROUNDING
     # Fused attention has no forward mode and no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
         for method, compute in (("jvp", _forward_mode), ("double-vjp", _double_vjp)):
             try:
-                change = compute(outputs_of, params, tangents)
-                if method == "double-vjp" or _agrees_with_reverse(
-                    outputs_of, params, tangents, change
-                ):
-                    return Linearized(change, method)
-                failures.append("jvp: disagrees with reverse mode")
+                change = _checked(compute, outputs_of, params, tangents, rounding)
+                if change is None and in_float64 is not None:  # perhaps it was rounding
+                    wide = in_float64(), _double(params), _double(tangents)
+                    change = _checked(compute, *wide, rounding)
+                if change is not None:
+                    return Linearized(change.to(_real_dtype(params)), method)
+                failures.append(f"{method}: disagrees with reverse mode")
             except _CANNOT as error:
-                failures.append(f"{method}: {type(error).__name__}: {str(error)[:200]}")
+                failures.append(f"{method}: {type(error).__name__}: {first_line(error)}")
     try:
-        wide = outputs_of if in_float64 is None else in_float64()
-        change = _central_difference(wide, params, tangents)
+        change = _checked_difference(outputs_of, params, tangents, in_float64)
     except _CANNOT as error:
+        failures.append(f"finite-difference: {type(error).__name__}: {first_line(error)}")
+        change = None
+    if change is None:
         raise CoverageError(
             "the model could not be linearized, so there is no linearization error: "
-            f"{'; '.join(failures)}; finite-difference: {error}. Pass forward= to watch a part "
-            "of the model that autograd can differentiate."
-        ) from error
-    return Linearized(change, "finite-difference")
+            f"{'; '.join(failures)}. Pass forward= to watch a part of the model that autograd can "
+            "differentiate."
+        )
+    return Linearized(change.to(_real_dtype(params)), "finite-difference")
+
+
+def _checked(
+    compute: Callable[[OutputsOf, Params, Params], Tensor],
+    outputs_of: OutputsOf,
+    params: Params,
+    tangents: Params,
+    rounding: float,
+) -> Tensor | None:
+    """The product, or None if reverse mode says otherwise."""
+    change = compute(outputs_of, params, tangents)
+    allowed = rounding * torch.finfo(change.dtype).eps
+    return change if _gap_to_reverse(outputs_of, params, tangents, change) <= allowed else None
+
+
+def _checked_difference(
+    outputs_of: OutputsOf,
+    params: Params,
+    tangents: Params,
+    in_float64: Callable[[], OutputsOf] | None,
+) -> Tensor | None:
+    """A central difference, or None if there is a reverse mode and it says otherwise."""
+    if in_float64 is not None:
+        outputs_of, params, tangents = in_float64(), _double(params), _double(tangents)
+    change = _central_difference(outputs_of, params, tangents)
+    try:
+        gap = _gap_to_reverse(outputs_of, params, tangents, change)
+    except _CANNOT:
+        return change
+    return change if gap <= _DIFFERENCE else None
 
 
 def _forward_mode(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tensor:
@@ -110,39 +150,55 @@ def _double_vjp(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tens
     return torch.zeros_like(outputs).detach() if change is None else change.detach()
 
 
-def _agrees_with_reverse(
+def _gap_to_reverse(
     outputs_of: OutputsOf, params: Params, tangents: Params, change: Tensor
-) -> bool:
-    """Compare ``<u, J v>`` with ``<J' u, v>`` for a random u: both are one number."""
+) -> float:
+    """Compare ``<u, J v>`` with ``<J' u, v>``, one number, for random ``u``: in units of both."""
+    # A random u sees an error of J v at the size of the error, up to a factor of order 1; that two
+    # of them are nearly orthogonal to it is unlikely.
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     outputs = outputs_of(leaves)
     generator = torch.Generator().manual_seed(0)
-    u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
-    u = u.to(device=outputs.device, dtype=outputs.dtype)
-    pulled = torch.autograd.grad(outputs, list(leaves.values()), u, allow_unused=True)
-    reverse = sum(
-        (g * tangents[name]).sum() for name, g in zip(leaves, pulled, strict=True) if g is not None
-    )
-    forward = (u * change).sum()
-    # A random u sees an error of the product at the size of the error, up to a factor of order 1.
-    size = u.norm() * change.norm()
-    tolerance = 1e4 * torch.finfo(change.dtype).eps
-    return bool((forward - reverse).abs() <= tolerance * size + torch.finfo(change.dtype).tiny)
+    gaps = []
+    for _ in range(2):
+        u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+        terms = [torch.zeros(1, dtype=u.dtype, device=u.device)]
+        if outputs.requires_grad:
+            pulled = torch.autograd.grad(
+                outputs, list(leaves.values()), u, retain_graph=True, allow_unused=True
+            )
+            terms += [
+                (real_entries(g) * real_entries(tangents[name])).flatten()
+                for name, g in zip(leaves, pulled, strict=True)
+                if g is not None
+            ]
+        forward, reverse = (u * change).sum(), torch.stack([term.sum() for term in terms]).sum()
+        # Rounding errors of the terms add up like random numbers, so to the size of their norm.
+        spread = torch.stack([term.norm() for term in terms]).norm() + (u * change).norm()
+        off = (forward - reverse).abs()
+        gaps.append(torch.where(off == 0, off, off / (spread + reverse.abs())))
+    return float(torch.stack(gaps).max())
 
 
 def _central_difference(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tensor:
-    length = torch.stack([v.norm().double() for v in tangents.values()]).norm()
-    size = torch.stack([p.norm().double() for p in params.values()]).norm()
+    length = torch.stack([v.norm() for v in tangents.values()]).norm()
+    size = torch.stack([p.norm() for p in params.values()]).norm()
     if length == 0:
         with torch.no_grad():
             return torch.zeros_like(outputs_of(params))
     h = _STEP * torch.where(size > 0, size, torch.ones_like(size)) / length
 
     def at(sign: float) -> Tensor:
-        moved = {
-            name: p.double() + sign * h * tangents[name].double() for name, p in params.items()
-        }
-        return outputs_of(moved)
+        return outputs_of({name: p + sign * h * tangents[name] for name, p in params.items()})
 
     with torch.no_grad():
-        return ((at(1.0) - at(-1.0)) / (2 * h)).to(next(iter(params.values())).dtype)
+        return (at(1.0) - at(-1.0)) / (2 * h)
+
+
+def _double(params: Params) -> Params:
+    return {name: to_dtype(tensor, torch.float64) for name, tensor in params.items()}
+
+
+def _real_dtype(params: Params) -> torch.dtype:
+    first = next(iter(params.values()))
+    return real_entries(first).dtype

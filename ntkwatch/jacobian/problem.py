@@ -5,12 +5,13 @@ Which engine then computes the rows is decided here too; the arithmetic is in th
 """
 
 import logging
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import CoverageError, NonFiniteError
+from ntkwatch.errors import CoverageError, InputError, NonFiniteError, OutputError
 from ntkwatch.jacobian.agreement import why_not_vmap
 from ntkwatch.jacobian.batchnorm import probe_statistics
 from ntkwatch.jacobian.blocks import contract
@@ -67,10 +68,15 @@ class Problem:
 
     def at(self, state: Params) -> "Problem":
         """Return the same problem at other parameters."""
-        function = self.make(self.function.dtype)
-        function.put_state(state)
+
+        def make(kind: torch.dtype) -> ModelFunction:
+            function = self.make(kind)
+            function.put_state(state)
+            return function
+
+        function = make(self.function.dtype)
         return Problem(
-            self.make, function, self.inputs, self.reduction, self.names, self.buffers, self.spec
+            make, function, self.inputs, self.reduction, self.names, self.buffers, self.spec
         )
 
     def check_samples_independent(self) -> None:
@@ -96,9 +102,7 @@ class Problem:
         """Return the kernel; ``order`` takes the samples in another order and puts them back."""
         inputs = self.inputs if order is None else take(self.inputs, order)
         device = self.function.params[self.names[0]].device
-        columns = None
-        if other is not None:
-            columns = cast_inputs(other, device=device, dtype=self.function.dtype)
+        columns = None if other is None else self._columns(other)
         left, right = self._rows(inputs, columns, engine, budget)
         sizes = {name: _real_size(self.function.params[name]) for name in self.names}
         matrix, layers = contract(
@@ -115,10 +119,42 @@ class Problem:
             matrix = unflatten_kernel(matrix, (left.rows, left.rows))
         if order is not None:
             back = order.argsort()
-            matrix = matrix[back][:, back]
-            layers = {name: part[back][:, back] for name, part in layers.items()}
+            across = back if other is None else slice(None)
+            matrix = matrix[back][:, across]
+            layers = {name: part[back][:, across] for name, part in layers.items()}
+        if not bool(matrix.any()):
+            self._check_connected()
         coverage = dict.fromkeys(self.names, left.route)
         return Kernel(matrix=matrix, layers=layers, coverage=coverage, spec=self.spec)
+
+    def _columns(self, other: Inputs) -> Inputs:
+        """The second inputs of a cross kernel, refused unless their outputs are of one kind."""
+        device = self.function.params[self.names[0]].device
+        columns = cast_inputs(other, device=device, dtype=self.function.dtype)
+        with torch.no_grad():
+            values = self.function({}, columns, self.buffers)
+        shape = (count_samples(columns), *self.reduction.model_shape)
+        squeezed = shape[0] == 1 and values.numel() == math.prod(shape)
+        if values.shape != shape and not squeezed:
+            raise InputError(
+                f"the outputs on other= have shape {tuple(values.shape)} and those on the inputs "
+                f"are of shape {shape[1:]} per sample, so outputs cannot be paired. Give both in "
+                "one shape: pad or cut them alike."
+            )
+        return columns
+
+    def _check_connected(self) -> None:
+        """A kernel of zeros may be right (a layer that starts at zero), or nothing was watched."""
+        params = self.function.params
+        smooth = [n for n, p in params.items() if p.is_floating_point() or p.is_complex()]
+        outputs = self.function(self.function.leaf_params(smooth), take(self.inputs, slice(0, 1)))
+        if not outputs.requires_grad:
+            raise OutputError(
+                f"the outputs of {type(self.function.model).__name__} do not depend on any of its "
+                "parameters as autograd sees it, so there is nothing to differentiate. Does "
+                "forward run under no_grad, detach its result, or call another model than the one "
+                "it is given?"
+            )
 
     def _rows(
         self, inputs: Inputs, other: Inputs | None, engine: EngineName, budget: int

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ntkwatch.errors import InputError
+from ntkwatch.errors import InputError, KernelMismatchError
 from ntkwatch.kernel.gram import centre, inner, widest_float
 
 __all__ = ["Alignment", "rkhs_norm", "target_alignment", "target_matrix"]
@@ -43,16 +43,25 @@ def target_matrix(
         A matrix whose columns have mean 0.
 
     Raises:
-        InputError: If all targets are equal, so that nothing could align with them.
+        InputError: If targets are not finite, are several labels per sample, or are all equal, so
+            that nothing could align with them.
     """
     wide = widest_float(device)
     if targets.is_floating_point():
-        matrix = (
-            targets.detach().to(device).to(wide).flatten(1)
-            if targets.ndim > 1
-            else (targets.detach().to(device).to(wide)[:, None])
-        )
+        matrix = targets.detach().to(device).to(wide).reshape(len(targets), -1)
+        bad = int((~torch.isfinite(matrix)).any(dim=1).sum())
+        if bad:
+            raise InputError(
+                f"{bad} of the {len(targets)} targets hold NaN or infinity, so alignment with them "
+                "is undefined. Draw a probe whose targets are all known."
+            )
     else:
+        if targets.numel() != len(targets):
+            raise InputError(
+                f"the targets are whole numbers of shape {tuple(targets.shape)}, more than one per "
+                "sample, so they are no class labels. Give one label per sample, or values as "
+                "floating numbers (0.0 and 1.0 for several labels)."
+            )
         labels = targets.detach().to(device).unique(return_inverse=True)[1].flatten()
         matrix = torch.nn.functional.one_hot(labels).to(wide)
     centred = matrix - matrix.mean(dim=0)
@@ -83,11 +92,27 @@ def target_alignment(
     Returns:
         The alignment with mean and standard deviation of its null.
 
+    Raises:
+        InputError: If the kernel has another size than the targets, or is one constant (only an
+            output bias is watched, say), so that nothing of it is left once it is centred.
+
     Source:
         Baratin et al., AISTATS 2021, arXiv:2008.00938 (centred alignment of the NTK).
     """
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    centred = centre(kernel.to(targets.dtype))
+    if kernel.shape != (len(targets), len(targets)):
+        raise InputError(
+            f"the kernel is {tuple(kernel.shape)} and there are {len(targets)} targets, so samples "
+            "cannot be matched. Give the targets of the probe that the kernel was computed on."
+        )
+    wide = kernel.to(targets.dtype)
+    centred = centre(wide)
+    rounding = len(targets) * torch.finfo(kernel.dtype).eps
+    if inner(centred, centred) <= rounding**2 * inner(wide, wide):
+        raise InputError(
+            f"all {wide.numel()} entries of the kernel are equal up to rounding, so nothing of it "
+            "is left to align with targets. Watch more than an output bias."
+        )
     gram = targets @ targets.mT
     size = (inner(centred, centred) * inner(gram, gram)).sqrt()
     orders = torch.stack(
@@ -112,10 +137,18 @@ def rkhs_norm(
     Returns:
         A number without unit that does not change when the kernel is rescaled. Its ratio to that
         of the starting kernel falls below 1 when the kernel turned toward the task.
+
+    Raises:
+        KernelMismatchError: If the kernel is zero.
     """
     wide = kernel.to(targets.dtype)
     n = wide.shape[0]
     mean = wide.diagonal().mean()
+    if mean == 0:
+        raise KernelMismatchError(
+            f"the kernel ({n} samples) is exactly zero, so no target has a norm in it. Is every "
+            "watched parameter frozen, its layer initialised to zero, or the output detached?"
+        )
     ridged = (wide + wide.mT) / 2 + ridge * mean * torch.eye(
         n, dtype=wide.dtype, device=wide.device
     )

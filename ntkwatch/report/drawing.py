@@ -123,12 +123,14 @@ def draw(
         title=title,
         caption=caption + _said_of_zeros(curves, log=log),
         label=_label(title, curves),
-        plot=finite({"data": data, "layout": _layout(values, axis, across, log=log)}),
+        plot=finite({"data": data, "layout": _layout(curves, axis, across, log=log)}),
         legend=tuple(legend) if len(legend) > 1 else (),
     )
 
 
-def _layout(values: list[float], axis: Axis, across: Axis, *, log: bool) -> dict[str, Any]:
+def _layout(curves: Sequence[Curve], axis: Axis, across: Axis, *, log: bool) -> dict[str, Any]:
+    values = [value for curve in curves for _, value, _ in curve.points]
+    ends = [curve.points[-1][1] for curve in curves if curve.shown]
     vertical: dict[str, Any] = {**_look(axis), "type": "log" if log else "linear"}
     if log:
         bottom, top = _reach(values, axis)
@@ -140,7 +142,7 @@ def _layout(values: list[float], axis: Axis, across: Axis, *, log: bool) -> dict
     else:
         bottom, top = 0.0, max([*values, 2 * axis.edges[1]])
         vertical["range"] = [bottom, top]
-    shapes, notes = _bands(axis, bottom, top, log=log)
+    shapes, notes = _bands(axis, bottom, top, log=log, ends=ends)
     return {
         "height": _HEIGHT,
         "margin": {"l": 64, "r": 12, "t": 10, "b": 44},
@@ -180,34 +182,41 @@ def _reach(values: list[float], axis: Axis) -> tuple[float, float]:
 
 
 def _bands(
-    axis: Axis, bottom: float, top: float, *, log: bool
+    axis: Axis, bottom: float, top: float, *, log: bool, ends: Sequence[float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     shapes: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     if axis.edges is not None:
-        ends = (bottom, *axis.edges, top)
-        for strength, low, high in zip(_BANDS, ends, ends[1:], strict=False):
+        edges = (bottom, *axis.edges, top)
+        for strength, low, high in zip(_BANDS, edges, edges[1:], strict=False):
             if low >= high:
                 continue
             place = {"xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": high}
             fill = faded(STRENGTH_COLOURS[strength], 0.13)
-            shapes.append(
-                {
-                    **place,
-                    "type": "rect",
-                    "layer": "below",
-                    "fillcolor": fill,
-                    "line": {"width": 0},
-                }
-            )
-            middle = math.sqrt(low * high) if log else (low + high) / 2
-            notes.append(_note(str(strength), middle, log=log))
+            look = {"type": "rect", "layer": "below", "fillcolor": fill, "line": {"width": 0}}
+            shapes.append({**place, **look})
+            notes.append(_note(str(strength), _free(low, high, ends, log=log), log=log))
     for height, name in axis.lines:
         line = {"color": GREY, "width": 1.2, "dash": "dot"}
         place = {"xref": "paper", "x0": 0, "x1": 1, "y0": height, "y1": height}
         shapes.append({**place, "type": "line", "line": line})
         notes.append({**_note(name, height, log=log), "yanchor": "bottom"})
     return shapes, notes
+
+
+def _free(low: float, high: float, ends: Sequence[float], *, log: bool) -> float:
+    """Return the height in a band where its name is furthest from the curves' right ends."""
+
+    def along(value: float) -> float:
+        return math.log(value) if log else value
+
+    def room(share: float) -> float:
+        here = along(low) + share * (along(high) - along(low))
+        return min([abs(here - along(end)) for end in ends if end > 0 or not log], default=0.0)
+
+    # The middle is tried first and wins where it makes no difference.
+    share = max((0.5, 0.85, 0.15), key=room)
+    return low * (high / low) ** share if log else low + share * (high - low)
 
 
 def _note(text: str, height: float, *, log: bool) -> dict[str, Any]:

@@ -189,9 +189,9 @@ def _layer_curves(history: History, read: _Read, *, shown: int) -> tuple[list[Cu
         Curve(
             name=name,
             points=points_of(history, _named(read, name)),
-            # The first colour is that of the thick line.
-            colour=COLOURS[1 + place % (len(COLOURS) - 1)],
-            dash=DASHES[place // (len(COLOURS) - 1) % len(DASHES)],
+            # The first two colours are those of the thick line and of the second reading.
+            colour=COLOURS[2 + place % (len(COLOURS) - 2)],
+            dash=DASHES[place // (len(COLOURS) - 2) % len(DASHES)],
             width=1.4,
             shown=name in at_first,
         )

@@ -29,6 +29,8 @@ class Gauge:
         at: Position of the number, percent of the bar, or None where it was not measured.
         reach: Positions of its interval's ends, percent of the bar, or None.
         reason: Why it was not measured, or empty.
+        later: The same number read since warm-up, for people, or empty.
+        later_at: Its position, percent of the bar, or None.
     """
 
     title: str
@@ -37,6 +39,8 @@ class Gauge:
     at: float | None
     reach: tuple[float, float] | None
     reason: str
+    later: str
+    later_at: float | None
 
 
 def gauges(last: Observation, bands: Bands) -> tuple[Gauge, ...]:
@@ -58,6 +62,8 @@ def _gauge(last: Observation, key: str, bands: Bands) -> Gauge:
     interval = last.intervals.get(key)
     low, high = edges if edges is not None else (math.nan, math.nan)
     said = with_interval(value, interval)
+    second = last.since_warmup
+    later: float | None = None if second is None else getattr(second, key)
     return Gauge(
         title=column.title,
         value=f"{said} {column.unit}".rstrip() if value is not None else "not measured",
@@ -67,6 +73,10 @@ def _gauge(last: Observation, key: str, bands: Bands) -> Gauge:
         if interval is None or value is None
         else (_position(interval[0], low, high), _position(interval[1], low, high)),
         reason="" if value is not None else last.left_out.get(key, "no reason was recorded"),
+        later=""
+        if second is None or later is None
+        else f"since warm-up (step {second.anchor_step}) {number(later)} {column.unit}".rstrip(),
+        later_at=None if later is None else _position(later, low, high),
     )
 
 

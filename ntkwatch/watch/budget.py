@@ -49,6 +49,10 @@ class OverheadBudget:
         """Share of wall time spent on observing so far, in [0, 1]."""
         return self.spent / self.elapsed if self.elapsed > 0 else 0.0
 
+    def share_with(self, seconds: float) -> float:
+        """Return the share with that much more counted as spent, which has passed already."""
+        return (self.spent + seconds) / self.elapsed if self.elapsed > 0 else 0.0
+
     def affords_another(self) -> bool:
         """Return whether one more observation, and the last one, would stay within the share."""
         # The last step is always observed, so its price is put aside beforehand.

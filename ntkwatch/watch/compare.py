@@ -29,6 +29,7 @@ from ntkwatch.kernel.drift import (
     offdiag_share,
     relative_kernel_change,
 )
+from ntkwatch.kernel.gram import offdiag, widest_float
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.measure import Measurement, linearized_function
 from ntkwatch.watch.records import Reading
@@ -54,6 +55,8 @@ def compare(
         The reading; numbers that are not defined are None, with the reason in ``left_out``.
     """
     left_out = dict(now.left_out)
+    if now.kernel is not None and anchor.kernel is None:
+        left_out["kernel"] = "there was none at the anchor"
     if "kernel" in left_out:
         left_out["layer_angle_median"] = "there is no per-sample kernel"
     values: dict[str, Any] = {}
@@ -84,22 +87,23 @@ def compare(
 def _kernel_drift(
     kernel: Tensor, reference: Tensor, left_out: dict[str, str]
 ) -> dict[str, float | None]:
+    drift: dict[str, float | None] = {}
     try:
-        values = {
-            "relative_kernel_change": float(relative_kernel_change(kernel, reference)),
-            "kernel_scale": float(kernel_scale(kernel, reference)),
-            "kernel_angle": float(kernel_angle(kernel, reference)),
-            "kernel_distance": float(kernel_distance(kernel, reference)),
-        }
+        scale = float(kernel_scale(kernel, reference))
+        drift["relative_kernel_change"] = float(relative_kernel_change(kernel, reference))
+        if math.isfinite(scale):
+            drift["kernel_scale"] = scale
+        else:
+            left_out["kernel_scale"] = "the kernel is zero or orthogonal to its reference"
+        drift["kernel_angle"] = float(kernel_angle(kernel, reference))
+        drift["kernel_distance"] = float(kernel_distance(kernel, reference))
     except KernelMismatchError as error:
-        left_out["kernel"] = str(error)
-        return {}
-    drift: dict[str, float | None] = dict(values)
-    if not math.isfinite(values["kernel_scale"]):
-        drift["kernel_scale"] = None
-        left_out["kernel_scale"] = "the kernel is orthogonal to its reference"
+        left_out["kernel_angle"] = str(error)
+        return drift
     if float(offdiag_share(reference)) < _OFFDIAG_SHARE:
         left_out["kernel_distance_offdiag"] = "the off-diagonal of the reference is noise"
+    elif not bool(offdiag(kernel).any()):
+        left_out["kernel_distance_offdiag"] = "the off-diagonal of the kernel is zero"
     else:
         drift["kernel_distance_offdiag"] = float(kernel_distance_offdiag(kernel, reference))
     return drift
@@ -245,8 +249,9 @@ def _displacement(now: Measurement, anchor: Anchor) -> dict[str, Any]:
     size2: dict[str, Tensor] = {}
     for name in now.problem.names:
         layer = layer_of(name)
-        difference = (params[name] - anchor.params[name]).abs().double().square().sum()
-        size = anchor.params[name].abs().double().square().sum()
+        wide = widest_float(params[name].device)
+        difference = (params[name] - anchor.params[name]).abs().to(wide).square().sum()
+        size = anchor.params[name].abs().to(wide).square().sum()
         moved2[layer] = moved2.get(layer, 0) + difference
         size2[layer] = size2.get(layer, 0) + size
     moved = torch.stack(list(moved2.values())).sqrt().tolist()

@@ -62,6 +62,12 @@ class History:
         if len(self._by_step) > 1:
             self._by_step = dict(sorted(self._by_step.items()))
 
+    def start_over(self, run: RunInfo) -> None:
+        """Forget everything: a new reference was taken, and older numbers belong to another one."""
+        self.run = run
+        self._by_step.clear()
+        self.gaps.clear()
+
     @property
     def observations(self) -> tuple[Observation, ...]:
         """All observations, ordered by step."""
@@ -192,6 +198,10 @@ def read_history(run: str | Path) -> History:
             f"{path} has {len(lines)} lines and none of them is a record of ntkwatch, so there is "
             "nothing to report. Is this the history.jsonl that NTKMonitor wrote?"
         )
+    if info is None:
+        # Without it nobody knows what the reference was, so no verdict may rest on it.
+        info = RunInfo(reference="unknown", reference_is_start=False)
+        problems.append(f"{path.name} has no line that describes the run: settings are unknown")
     return History(info, tuple(observations), tuple(gaps), problems=tuple(problems), path=path)
 
 

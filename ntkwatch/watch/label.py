@@ -21,25 +21,23 @@ def label_reading(
         return (
             Strength.UNDETERMINED,
             "no linearization error",
-            f"the linearization error, the primary evidence, is missing: {reason}",
+            f"the linearization error, the primary evidence, is missing: {reason.rstrip('.')}",
         )
+    by_angle: Strength | None
     by_error = band_of_error(error, _error_floor(reading, floors), bands)
     said = f"the linearization error is {number(error)}, {place(by_error)}"
     if angle is None:
         reason = reading.left_out.get("layer_angle_median", "it was not measured")
-        return by_error, None, f"{said}; the median layer angle is missing ({reason})"
-    by_angle = band_of_angle(angle, floors.get("layer_angle_median", 0.0), bands)
-    said += f", and the median layer angle is {number(angle)} rad, {place(by_angle)}"
-
-    if Strength.STATIC in (by_error, by_angle) and by_error != by_angle:
-        # Static needs both; one that merely falls below its floor is lazy evidence.
-        by_error = Strength.LAZY if by_error is Strength.STATIC else by_error
-        by_angle = Strength.LAZY if by_angle is Strength.STATIC else by_angle
+        by_angle = None
+        said += f"; the median layer angle is missing ({reason.rstrip('.')})"
+    else:
+        by_angle = band_of_angle(angle, floors.get("layer_angle_median", 0.0), bands)
+        said += f", and the median layer angle is {number(angle)} rad, {place(by_angle)}"
+    if by_error is Strength.STATIC and by_angle is not Strength.STATIC:
+        by_error = Strength.LAZY  # static needs both
+    edges = _edges_spanned(reading, bands)
     if by_error is Strength.LAZY and by_angle is Strength.FEATURE_LEARNING:
         return Strength.UNDETERMINED, "signals disagree", f"{said}: the two signals disagree"
-    if by_error is Strength.FEATURE_LEARNING and angle < bands.lazy_angle:
-        return _rich_error_small_angle(change, said, bands)
-    edges = _edges_spanned(reading, bands)
     if edges > 1:
         low, high = reading.intervals["linearization_error"]
         return (
@@ -48,8 +46,12 @@ def label_reading(
             f"{said}, but its interval over probe points [{number(low)}, {number(high)}] "
             "reaches from the lazy to the feature-learning band",
         )
-    if by_error is Strength.LAZY and change is not None and change > bands.rescaled_change:
-        return by_error, "kernel rescaled", f"{said}, while the kernel as a whole changed scale"
+    kept_shape = angle is not None and angle < bands.lazy_angle
+    if kept_shape and by_error is Strength.FEATURE_LEARNING:
+        return _rich_error_small_angle(change, said, bands)
+    grew = change is not None and change > bands.rescaled_change
+    if kept_shape and grew and by_error in (Strength.STATIC, Strength.LAZY):
+        return Strength.LAZY, "kernel rescaled", f"{said}, while the kernel changed its scale"
     return by_error, "borderline" if edges == 1 else None, said
 
 

@@ -37,6 +37,7 @@ class Settings:
         engine: Engine.
         budget: Bytes.
         dtype: Of the Jacobian.
+        no_kernel: Why samples have no kernel of their own, as found at the reference; or None.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class Settings:
     engine: EngineName
     budget: int
     dtype: torch.dtype
+    no_kernel: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,15 +115,10 @@ def measure(
         state=state,
     )
     kernel, left_out = None, {}
-    try:
-        if first:
-            problem.check_samples_independent()
-        kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
-        check_finite(kernel.matrix)
-    except RandomForwardError:
-        raise
-    except (SampleCouplingError, CoverageError) as error:
-        left_out["kernel"] = str(error)
+    if settings.no_kernel is not None:
+        left_out["kernel"] = settings.no_kernel
+    else:
+        kernel, left_out = _kernel_if_any(problem, settings, first=first)
     outputs_of = linearized_function(problem, settings.moving)
     with torch.no_grad():
         outputs = outputs_of({})
@@ -132,6 +129,22 @@ def measure(
         )
     wide = widest_float(outputs.device)
     return Measurement(problem=problem, outputs=outputs.to(wide), kernel=kernel, left_out=left_out)
+
+
+def _kernel_if_any(
+    problem: Problem, settings: Settings, *, first: bool
+) -> tuple[Kernel | None, dict[str, str]]:
+    """The kernel, or why there is none."""
+    try:
+        if first:
+            problem.check_samples_independent()
+        kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
+    except RandomForwardError:
+        raise
+    except (SampleCouplingError, CoverageError) as error:
+        return None, {"kernel": str(error)}
+    check_finite(kernel.matrix)
+    return kernel, {}
 
 
 def linearized_function(
@@ -184,7 +197,9 @@ def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
     Returns:
         Relative kernel change, angles and root mean square output change between the two.
     """
-    order = torch.arange(len(measured.outputs) - 1, -1, -1)
+    order = torch.arange(len(measured.outputs))
+    if measured.kernel is not None:  # coupled samples may depend on their order, too
+        order = order.flip(0)
     problem = measured.problem.at(_last_places_moved(measured.problem.function.params))
     reverse = take(problem.inputs, order)
     with torch.no_grad():

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from ntkwatch.errors import InputError
-from ntkwatch.jacobian.inputs import MIN_SAMPLES, Inputs, count_samples, leaves, map_inputs, take
+from ntkwatch.jacobian.inputs import MIN_SAMPLES, Inputs, count_samples, leaves, rebuild, take
 from ntkwatch.jacobian.undisturbed import kept_random_streams
+from ntkwatch.watch.own_streams import kept_own_streams
 
-__all__ = ["ProbeBatch", "draw_probe", "gather_rows", "split_batch"]
+__all__ = ["ProbeBatch", "draw_probe", "gather_rows", "sample_form", "split_batch"]
 
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 # Items looked at per probe point while filling the classes evenly.
 _CANDIDATES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ProbeBatch:
     """Fixed inputs on which kernels are compared, with targets where there are any.
 
@@ -62,7 +63,7 @@ class ProbeBatch:
 
     def fingerprint(self) -> str:
         """Return a digest of the inputs and targets: equal for equal probes only."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256("\n".join(_places(self.inputs)).encode())
         for tensor in [*leaves(self.inputs), *([] if self.targets is None else [self.targets])]:
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             flat = tensor.detach().cpu().contiguous().flatten()
@@ -80,6 +81,18 @@ class ProbeBatch:
             counts = Counter(self.targets.flatten().tolist())
             about["classes"] = {str(label): counts[label] for label in sorted(counts)}
         return about
+
+
+def _places(inputs: Inputs, name: str = "inputs") -> list[str]:
+    """Where each part of nested inputs stands; a plain value stands for itself."""
+    if isinstance(inputs, Tensor):
+        return [name]
+    if isinstance(inputs, Mapping):
+        return [place for key in inputs for place in _places(inputs[key], f"{name}.{key}")]
+    if isinstance(inputs, tuple | list):
+        return [place for i, part in enumerate(inputs) for place in _places(part, f"{name}.{i}")]
+    plain = isinstance(inputs, bool | int | float | str)
+    return [f"{name}={inputs if plain else None!r}"]
 
 
 def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
@@ -130,37 +143,50 @@ def draw_probe(
     Returns:
         The probe, ordered by class where there are classes.
     """
-    with kept_random_streams([torch.device("cpu")]):
+    # Initialised accelerators only: asking one for its state would initialise it.
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_initialized():
+        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    with kept_random_streams(devices), kept_own_streams(dataset), kept_own_streams(collate):
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(dataset), generator=generator)[: _CANDIDATES * size].tolist()
-        items = [dataset[index] for index in order]
-        inputs, targets = split_batch(collate(items))
-    chosen = _balanced(targets, len(items), size)
-    return ProbeBatch(
-        take(inputs, chosen), None if targets is None else targets[chosen], origin=origin
-    )
+        inputs, targets = split_batch(collate([dataset[index] for index in order]))
+    return _chosen(inputs, targets, size, origin)
 
 
-def gather_rows(batches: Sequence[ProbeBatch], size: int, *, origin: str) -> ProbeBatch:
+def gather_rows(
+    batches: Sequence[tuple[Inputs, Tensor | None]], size: int, *, origin: str
+) -> ProbeBatch:
     """Return a probe from the rows of several batches.
 
     Args:
-        batches: Batches of one structure, in the order in which they came.
+        batches: Inputs and targets of batches whose samples are of one form, in the order in which
+            they came.
         size: Probe points wanted; all rows where there are fewer.
         origin: Where this comes from, in words.
 
     Returns:
         The probe.
     """
-    columns = [leaves(batch.inputs) for batch in batches]
-    queue = iter([torch.cat(parts) for parts in zip(*columns, strict=True)])
-    inputs = map_inputs(lambda _: next(queue), batches[0].inputs)
-    targets = [batch.targets for batch in batches if batch.targets is not None]
-    joined = torch.cat(targets) if len(targets) == len(batches) else None
-    chosen = _balanced(joined, count_samples(inputs), size)
-    return ProbeBatch(
-        take(inputs, chosen), None if joined is None else joined[chosen], origin=origin
-    )
+    columns = zip(*(leaves(inputs) for inputs, _ in batches), strict=True)
+    inputs = rebuild(batches[0][0], [torch.cat(parts) for parts in columns])
+    targets = [target for _, target in batches if target is not None]
+    return _chosen(inputs, torch.cat(targets) if targets else None, size, origin)
+
+
+def sample_form(inputs: Inputs, targets: Tensor | None) -> list[Any]:
+    """Return what the samples of two batches must share to be put into one: dtypes and shapes."""
+    tensors = [*leaves(inputs), *([] if targets is None else [targets])]
+    return [targets is None, *((tensor.dtype, tensor.shape[1:]) for tensor in tensors)]
+
+
+def _chosen(inputs: Inputs, targets: Tensor | None, size: int, origin: str) -> ProbeBatch:
+    count = count_samples(inputs)
+    if targets is not None and (targets.ndim == 0 or len(targets) != count):
+        targets = None  # of tokens in one row, say: which belongs to which sample is not known
+    chosen = _balanced(targets, count, size)
+    picked = None if targets is None else targets[chosen]
+    return ProbeBatch(take(inputs, chosen), picked, origin=origin)
 
 
 def _balanced(targets: Tensor | None, count: int, size: int) -> Tensor:

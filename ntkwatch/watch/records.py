@@ -108,8 +108,12 @@ class Observation(Reading):
 
     @property
     def loss_ratio(self) -> float | None:
-        """Training loss now over training loss at the start, or None where either is unknown."""
-        if self.loss is None or self.loss_start is None or self.loss_start == 0:
+        """Training loss now over training loss at the start, or None where that says nothing.
+
+        That is where either is unknown, or not positive: a loss that may fall below zero, such as
+        a log-density, has no ratio that tells how far training is.
+        """
+        if self.loss is None or self.loss_start is None or self.loss_start <= 0 or self.loss < 0:
             return None
         return self.loss / self.loss_start
 

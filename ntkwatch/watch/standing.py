@@ -39,33 +39,35 @@ def standing_numbers(
         return values, {}
     spectrum = eigenvalues(matrix)
     values["top_eigenvalues"] = tuple(spectrum[:top_k].tolist())
-    left_out = {}
+    left_out: dict[str, str] = {}
     try:
         values["effective_rank"] = float(effective_rank(spectrum))
     except KernelMismatchError as error:
-        return values, {"effective_rank": str(error)}
-    try:
-        values |= _alignment(matrix, probe)
-    except InputError as error:
-        left_out["target_alignment"] = str(error)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        left_out["rkhs_norm"] = "the kernel is singular even with a ridge"
+        left_out["effective_rank"] = str(error)
+    values |= _alignment(matrix, probe, left_out)
     return values, left_out
 
 
-def _alignment(kernel: Tensor, probe: ProbeBatch) -> dict[str, Any]:
-    targets = probe.targets
-    if targets is None:
-        raise InputError("the probe has no targets")
-    if not (probe.has_classes or targets.is_floating_point()):
-        raise InputError("the targets are neither one class per sample nor values")
-    matrix = target_matrix(targets, device=kernel.device)
-    found = target_alignment(kernel, matrix)
-    value, mean, deviation = (float(number) for number in found)
-    norms = {f"{ridge:g}": float(rkhs_norm(kernel, matrix, ridge=ridge)) for ridge in _RIDGES}
-    return {
-        "target_alignment": value,
-        "target_alignment_z": (value - mean) / deviation if deviation > 0 else None,
-        "target_alignment_null_sd": deviation,
-        "rkhs_norm": {ridge: norm for ridge, norm in norms.items() if math.isfinite(norm)},
-    }
+def _alignment(kernel: Tensor, probe: ProbeBatch, left_out: dict[str, str]) -> dict[str, Any]:
+    """How the kernel fits the targets, as far as that is defined."""
+    if probe.targets is None:
+        left_out["target_alignment"] = "the probe has no targets"
+        return {}
+    values: dict[str, Any] = {}
+    try:
+        matrix = target_matrix(probe.targets, device=kernel.device)
+        value, mean, deviation = (float(part) for part in target_alignment(kernel, matrix))
+    except (InputError, KernelMismatchError) as error:
+        left_out["target_alignment"] = str(error)
+        return {}
+    values["target_alignment"] = value
+    values["target_alignment_null_sd"] = deviation
+    if deviation > 0:
+        values["target_alignment_z"] = (value - mean) / deviation
+    try:
+        norms = {f"{ridge:g}": float(rkhs_norm(kernel, matrix, ridge=ridge)) for ridge in _RIDGES}
+    except (KernelMismatchError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        left_out["rkhs_norm"] = str(error)
+        return values
+    values["rkhs_norm"] = {ridge: norm for ridge, norm in norms.items() if math.isfinite(norm)}
+    return values

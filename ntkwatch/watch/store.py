@@ -59,6 +59,12 @@ class RunFiles:
         """Path of the history."""
         return self.folder / HISTORY_FILE
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is all that an interrupted run needs to go on from here."""
+        needed = (HISTORY_FILE, _PROBE, _ANCHORS["start"])
+        return all((self.folder / name).is_file() for name in needed)
+
     def append(self, record: RunInfo | Observation | Gap) -> None:
         """Append one line to the history."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,14 +137,25 @@ class RunFiles:
         """Write a text file, such as the report."""
         write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def copy_from(self, other: "RunFiles") -> None:
-        """Take over history, probe, anchors and kernels of an earlier part of this run."""
+    def set_aside(self) -> None:
+        """Keep a copy of the history as it is, before some of it is taken back."""
+        shutil.copy2(self.history, self.folder / "history.before-resume.jsonl")
+
+    def copy_from(self, other: "RunFiles", *, until: int) -> None:
+        """Take over history, probe, anchors and kernels of an earlier part of this run.
+
+        Args:
+            other: Files of the earlier part.
+            until: Last step whose kernel is wanted.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (HISTORY_FILE, _PROBE, *_ANCHORS.values()):
             if (other.folder / name).is_file():
                 shutil.copy2(other.folder / name, self.folder / name)
-        if (other.folder / "kernels").is_dir():
-            shutil.copytree(other.folder / "kernels", self.folder / "kernels", dirs_exist_ok=True)
+        for kernel in sorted((other.folder / "kernels").glob("step=*.safetensors")):
+            if int(kernel.stem.partition("=")[2]) <= until:
+                (self.folder / "kernels").mkdir(exist_ok=True)
+                shutil.copy2(kernel, self.folder / "kernels" / kernel.name)
 
 
 def read_probe(path: Path) -> ProbeBatch:

@@ -4,19 +4,16 @@ It keeps the reference kernel, parameters and outputs, and compares the model wi
 it is shown it. When to look, and where numbers are written, is the caller's business.
 """
 
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from datetime import UTC, datetime
-from typing import Any, Literal
+from dataclasses import fields, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-import ntkwatch
-from ntkwatch.errors import InputError, SelectionError
+from ntkwatch.errors import InputError
 from ntkwatch.jacobian.batchnorm import moving_batchnorms
 from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.jacobian.forward import ForwardFn
@@ -25,7 +22,6 @@ from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import (
     check_finite_parameters,
-    clean_name,
     parameters_of,
     select_parameters,
 )
@@ -34,27 +30,45 @@ from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.kernel.bootstrap import bootstrap_weights
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.compare import compare
+from ntkwatch.watch.describe import notes_on, run_info
 from ntkwatch.watch.history import History
 from ntkwatch.watch.measure import Measurement, Settings, measure, noise_floor
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Observation, Reading, RunInfo
+from ntkwatch.watch.records import Observation, Reading
+from ntkwatch.watch.settle import (
+    check_same_model,
+    check_same_settings,
+    for_targets,
+    kept_state,
+)
 from ntkwatch.watch.standing import standing_numbers
 
 __all__ = ["KernelTracker", "Metrics"]
 
 Metrics = Literal["minimal", "standard"]
 
-_log = logging.getLogger(__name__)
-
 _DRAWS = 200  # bootstrap replicates: the ends of a 95 % interval then scatter by a tenth of it
+# A class of k points that keeps its size varies by 1 - 1/k as much as it should.
+_PER_CLASS = 4
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
+
+
+class _Seen(NamedTuple):
+    """One look at a model, compared with what was kept."""
+
+    settings: Settings
+    now: Measurement
+    start: Anchor
+    floors: dict[str, float]
+    reading: Reading
+    since_warmup: Reading | None
 
 
 class KernelTracker:
     """Watches the empirical NTK of a model on a probe batch.
 
-    The first ``observe`` sets the reference; observing its step again replaces it. All numbers
-    are taken in evaluation mode, and the model is left as found.
+    The first ``observe`` sets the reference; observing its step again replaces it, and the history
+    then starts over. All numbers are taken in evaluation mode, and the model is left as found.
 
     Args:
         probe: Inputs, and targets where there are any, that kernels are compared on.
@@ -73,6 +87,8 @@ class KernelTracker:
         warmup_steps: The reading since warm-up starts at the first observation at or after this
             step.
         reference: Where the reference comes from, in words, for the record.
+        reference_is_start: Whether that is the start of this training; drift since any later
+            point says nothing about the training as a whole, and gets no verdict.
 
     Attributes:
         history: What was observed so far.
@@ -94,6 +110,7 @@ class KernelTracker:
         metrics: Metrics = "standard",
         warmup_steps: int = _WARMUP_STEPS,
         reference: str = "the first observation",
+        reference_is_start: bool = True,
     ) -> None:
         check_choice("engine", engine, ("auto", "vmap", "loop"))
         check_choice("batchnorm", batchnorm, ("running", "probe"))
@@ -107,7 +124,10 @@ class KernelTracker:
         self._outputs, self._engine, self._batchnorm = outputs, engine, batchnorm
         self._budget = parse_bytes(memory_budget)
         self._top_k, self._metrics = top_k, metrics
-        self._reference_words = reference
+        self._reference_words: dict[str, Any] = {
+            "reference": reference,
+            "reference_is_start": reference_is_start,
+        }
         self._settings: Settings | None = None
         self._start: Anchor | None = None
         self._warmup: Anchor | None = None
@@ -160,39 +180,31 @@ class KernelTracker:
         """
         began = time.perf_counter()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
-        self.loss_start = loss if self.loss_start is None else self.loss_start
         is_reference = self._start is None or step == self._start.step
-        if is_reference or self._settings is None:
-            self._settings = self._settle(model)
-        settings = self._known_settings(model)
-        kept = None if state is None else {clean_name(name): t for name, t in state.items()}
-        check_finite_parameters(kept or parameters_of(model))
-        with undisturbed(model):
-            now = measure(model, self.probe.inputs, settings, first=is_reference, state=kept)
-            if is_reference:
-                self._take_reference(model, now, step, settings)
-            assert self._start is not None
-            weights = self._weights()
-            reading = compare(now, self._start, moving=settings.moving, weights=weights)
-            since_warmup = self._read_since_warmup(now, step, settings, weights)
-        self._kernel = now.kernel
+        seen = self._look(model, int(step), state, is_reference=is_reference)
         spectral, left_out = standing_numbers(
-            now.kernel, self.probe, top_k=self._top_k, minimal=self._metrics == "minimal"
+            seen.now.kernel, self.probe, top_k=self._top_k, minimal=self._metrics == "minimal"
         )
+        # Whatever could fail is over: only a whole observation changes what the tracker knows.
+        if is_reference:
+            about = run_info(model, seen.now, seen.settings, self.probe, **self._reference_words)
+            self.history.start_over(about)
+        self._remember(seen, int(step), is_reference=is_reference)
+        reading = seen.reading
         observation = Observation(
             **{f.name: getattr(reading, f.name) for f in fields(Reading) if f.name != "left_out"},
             left_out={**reading.left_out, **left_out},
-            step=step,
+            step=int(step),
             logged_step=logged_step,
             epoch=epoch,
             loss=loss,
-            loss_start=self.loss_start,
+            loss_start=self._note_loss(loss, is_reference=is_reference),
             probe_size=len(self.probe),
-            output_count=now.problem.spec.output_count,
+            output_count=seen.now.problem.spec.output_count,
             noise_floor=self._floors,
-            since_warmup=since_warmup,
-            batchnorm=now.problem.spec.batchnorm,
-            notes=self._notes(now),
+            since_warmup=seen.since_warmup,
+            batchnorm=seen.now.problem.spec.batchnorm,
+            notes=notes_on(seen.now, seen.settings),
             seconds=time.perf_counter() - began,
             **spectral,
         )
@@ -223,95 +235,83 @@ class KernelTracker:
         if last is not None:
             self._floors, self.loss_start = dict(last.noise_floor), last.loss_start
 
-    # Settling what stays the same. ----------------------------------------------------------------
+    # One look, and what is kept of it. ------------------------------------------------------------
+
+    def _look(
+        self,
+        model: nn.Module,
+        step: int,
+        state: Mapping[str, Tensor] | None,
+        *,
+        is_reference: bool,
+    ) -> "_Seen":
+        """Measure and compare, without changing what the tracker knows."""
+        is_first = is_reference or self._settings is None
+        settings = self._settle(model) if is_first else self._settings
+        assert settings is not None
+        tensors: dict[str, Tensor] | None = None
+        params: Mapping[str, Tensor] = parameters_of(model)
+        if state is not None:
+            tensors, params = kept_state(model, state)
+        if not is_reference and self._start is not None:
+            check_same_model(model, self._start)
+        check_finite_parameters(params)
+        weights = self._weights()
+        with undisturbed(model):
+            now = measure(model, self.probe.inputs, settings, first=is_first, state=tensors)
+            if self._resumed is not None:
+                check_same_settings(now.problem.spec, self._resumed)
+            start, floors, since_warmup = self._start, self._floors, None
+            if is_reference or start is None:
+                start, floors = now.as_anchor(step), noise_floor(now, settings)
+            reading = compare(now, start, moving=settings.moving, weights=weights)
+            if not is_reference and self._warmup is not None and step > self._warmup.step:
+                since_warmup = compare(now, self._warmup, moving=settings.moving, weights=weights)
+        without = now.left_out.get("kernel") if start.kernel is None else None
+        settings = replace(settings, no_kernel=without)
+        return _Seen(settings, now, start, floors, reading, since_warmup)
 
     def _settle(self, model: nn.Module) -> Settings:
-        selected = list(select_parameters(model, self._params))
-        moving = moving_batchnorms(model)
-        if self._resumed is not None:  # what trains may change between a stop and a resume
-            selected = list(self._resumed["params"])
-            moving = list(self._resumed.get("batchnorms", moving))
-        outputs = self._outputs
-        regression = self.probe.targets is not None and self.probe.targets.is_floating_point()
-        if isinstance(outputs, str) and outputs.startswith("random:") and regression:
-            outputs = f"{outputs.removesuffix(':plain')}:plain"
+        if self._resumed is None:
+            names, moving = list(select_parameters(model, self._params)), moving_batchnorms(model)
+        else:  # what trains may change between a stop and a resume
+            names = list(self._resumed["params"])
+            moving = list(self._resumed.get("batchnorms", moving_batchnorms(model)))
         return Settings(
-            names=tuple(selected),
+            names=tuple(names),
             moving=tuple(moving),
             batchnorm=self._batchnorm,
             forward=self._forward,
-            outputs="auto:plain" if outputs == "auto" and regression else outputs,
+            outputs=for_targets(self._outputs, self.probe.targets),
             engine=self._engine,
             budget=self._budget,
             dtype=jacobian_dtype(parameters_of(model), self._dtype),
         )
 
-    def _known_settings(self, model: nn.Module) -> Settings:
-        assert self._settings is not None
-        present = parameters_of(model)
-        missing = [name for name in self._settings.names if name not in present]
-        if missing:
-            raise SelectionError(
-                f"{len(missing)} of the parameters watched since the reference are no longer in "
-                f"{type(model).__name__} ({', '.join(missing[:3])}), so its kernel cannot be "
-                "compared. Use a new KernelTracker for a model of another form."
-            )
-        return self._settings
-
-    def _take_reference(
-        self, model: nn.Module, now: Measurement, step: int, settings: Settings
-    ) -> None:
-        self._start = now.as_anchor(step)
-        self._warmup = None
-        self._floors = noise_floor(now, settings)
-        spec = now.problem.spec
-        self.history.run = RunInfo(
-            spec={
-                **spec.to_plain(),
-                "batchnorms": list(settings.moving),
-                "engine": "none" if now.kernel is None else _engines(now.kernel),
-            },
-            probe=self.probe.describe(),
-            model={
-                "class": type(model).__name__,
-                "parameters": sum(p.numel() for p in parameters_of(model).values()),
-                "watched": sum(parameters_of(model)[name].numel() for name in spec.params),
-            },
-            reference=self._reference_words,
-            versions={"ntkwatch": ntkwatch.__version__, "torch": torch.__version__},
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
-    def _read_since_warmup(
-        self, now: Measurement, step: int, settings: Settings, weights: Tensor | None
-    ) -> Reading | None:
-        assert self._start is not None
-        if self._warmup is None or self._warmup.step == step:
-            due = step - self._start.step >= self.warmup_steps
-            self._warmup = now.as_anchor(step) if due else None
-            return None
-        return compare(now, self._warmup, moving=settings.moving, weights=weights)
-
-    # What stands for itself. ----------------------------------------------------------------------
-
     def _weights(self) -> Tensor | None:
         if self._metrics == "minimal":
             return None
         labels = self.probe.targets if self.probe.has_classes else None
+        if labels is not None and len(labels) < _PER_CLASS * len(labels.unique()):
+            labels = None
         return bootstrap_weights(len(self.probe), _DRAWS, strata=labels)
 
-    def _notes(self, now: Measurement) -> tuple[str, ...]:
-        notes = []
-        if now.problem.reduction.name.startswith("random"):
-            notes.append(
-                f"the kernel and the linearization error see {now.problem.reduction.rows} fixed "
-                f"random directions of the {now.problem.spec.output_count} outputs"
-            )
-        assert self._settings is not None
-        if self._settings.moving and self._settings.batchnorm == "running":
-            notes.append("moving batch statistics count as drift of this kernel")
-        return tuple(notes)
+    def _remember(self, seen: "_Seen", step: int, *, is_reference: bool) -> None:
+        self._settings, self._kernel = seen.settings, seen.now.kernel
+        self._start, self._floors = seen.start, seen.floors
+        if is_reference:
+            self._resumed, self._warmup = None, None
+        due = step - seen.start.step >= max(1, self.warmup_steps)
+        if due and (self._warmup is None or self._warmup.step == step):
+            self._warmup = seen.now.as_anchor(step)
 
-
-def _engines(kernel: Kernel) -> str:
-    return ", ".join(sorted(set(kernel.coverage.values())))
+    def _note_loss(self, loss: float | None, *, is_reference: bool) -> float | None:
+        """The loss at the start, as known without the loss of this observation itself."""
+        if loss is not None and is_reference:
+            self.loss_start = loss
+        known = self.loss_start
+        if known is None:
+            # A first loss that comes later counts as the start's for what follows; held against
+            # itself it would read as no progress at all.
+            self.loss_start = loss
+        return known

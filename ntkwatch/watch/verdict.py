@@ -6,12 +6,13 @@ and lack of evidence is ``undetermined``. No torch here.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ntkwatch.watch.bands import Bands, Strength, band_of_angle
 from ntkwatch.watch.history import History
 from ntkwatch.watch.label import label_reading
 from ntkwatch.watch.records import Observation, Reading
+from ntkwatch.watch.use import Use, judge_use
 from ntkwatch.watch.wording import (
     evidence_lines,
     explain_strength,
@@ -30,8 +31,6 @@ __all__ = [
     "explain_strength",
     "judge",
 ]
-
-Answer = Literal["yes", "no", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,21 +71,6 @@ class ReadingVerdict:
     layer_angle_median: float | None
     kernel_scale: float | None
     relative_kernel_change: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """What the movement was good for: a separate question from how strong it was.
-
-    Attributes:
-        task_aligned: Whether the kernel turned toward the targets.
-        features_needed: Whether a kernel machine with the starting features does as well.
-        why: The evidence for both, in words.
-    """
-
-    task_aligned: Answer = "unknown"
-    features_needed: Answer = "unknown"
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +166,7 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
         qualifier=qualifier,
         readings=readings,
         layers=layers,
-        use=_use(history, bands),
+        use=judge_use(history, bands),
         reason=f"{what_happened(strength, qualifier)} {why[:1].upper()}{why[1:]}.",
         evidence=evidence_lines(history, last),
         next_step=next_step(strength, qualifier),
@@ -253,7 +237,8 @@ def _combine(readings: dict[str, ReadingVerdict]) -> tuple[Strength, str | None,
     start, later = readings[START], readings.get(WARMUP)
     if later is None or later.strength.rank is None or start.strength.rank is None:
         return start.strength, start.qualifier, start.why
-    if later.strength.rank >= start.strength.rank:
+    if start.strength.rank <= 1 or later.strength.rank >= start.strength.rank:
+        # What was lazy from the start on did not reorganise.
         return start.strength, start.qualifier, start.why
     why = (
         f"since step {later.anchor_step} {later.why}; since the start it is "
@@ -277,47 +262,3 @@ def _layers(last: Observation, bands: Bands) -> dict[str, LayerReading]:
 def _is_mixed(layers: dict[str, LayerReading]) -> bool:
     found = {layer.band for layer in layers.values()}
     return Strength.FEATURE_LEARNING in found and bool(found & {Strength.STATIC, Strength.LAZY})
-
-
-def _use(history: History, bands: Bands) -> Use:
-    first, last = history[0], history[-1]
-    rise = _alignment_rise(first, last)
-    norms = _norm_ratios(first, last)
-    said = []
-    if rise is not None:
-        said.append(f"target alignment rose by {number(rise)} permutation s.d.")
-    if norms:
-        said.append(
-            "trace-normalised norm of the targets x"
-            + ", x".join(f"{number(ratio)} (ridge {ridge})" for ridge, ratio in norms.items())
-        )
-    aligned: Answer = "unknown"
-    if (rise is not None and rise > bands.aligned_sd) or (
-        norms and all(ratio < bands.aligned_norm for ratio in norms.values())
-    ):
-        aligned = "yes"
-    elif (
-        rise is not None
-        and rise < bands.unaligned_sd
-        and norms
-        and all(ratio > bands.unaligned_norm for ratio in norms.values())
-    ):
-        aligned = "no"
-    said.append("features needed: unknown without a comparison to a kernel machine")
-    return Use(task_aligned=aligned, features_needed="unknown", why="; ".join(said))
-
-
-def _alignment_rise(first: Observation, last: Observation) -> float | None:
-    if first.target_alignment is None or last.target_alignment is None:
-        return None
-    if not first.target_alignment_null_sd:
-        return None
-    return (last.target_alignment - first.target_alignment) / first.target_alignment_null_sd
-
-
-def _norm_ratios(first: Observation, last: Observation) -> dict[str, float]:
-    return {
-        ridge: last.rkhs_norm[ridge] / start
-        for ridge, start in first.rkhs_norm.items()
-        if start > 0 and ridge in last.rkhs_norm
-    }

@@ -6,6 +6,8 @@ from ntkwatch.watch.records import Observation, Reading
 
 __all__ = ["evidence_lines", "explain_strength", "next_step", "number", "place", "what_happened"]
 
+_NAMED = 3  # keys of one reason that are named; the others are counted
+
 _PLACE = {
     Strength.STATIC: "not distinguishable from none",
     Strength.LAZY: "in the lazy band",
@@ -103,10 +105,22 @@ def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
             "noise floors: "
             + ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in floor.items())
         )
-    missing = {**last.left_out}
-    lines.extend(f"not measured: {key} ({reason})" for key, reason in missing.items())
+    lines.extend(_missing_lines(last))
     lines.extend(last.notes)
     return tuple(lines)
+
+
+def _missing_lines(last: Observation) -> list[str]:
+    """One line for each reason, however many layers share it."""
+    by_reason: dict[str, list[str]] = {}
+    for key, reason in last.left_out.items():
+        by_reason.setdefault(reason.rstrip("."), []).append(key)
+    lines = []
+    for reason, keys in by_reason.items():
+        named = ", ".join(keys[:_NAMED])
+        more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+        lines.append(f"not measured: {named}{more} ({reason})")
+    return lines
 
 
 def _reading_line(name: str, reading: Reading) -> str:

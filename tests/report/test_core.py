@@ -50,12 +50,12 @@ def test_rows_stay_in_the_order_of_steps():
 
 def test_layers_come_by_angle_and_those_without_a_reference_last(tmp_path):
     *earlier, last = feature_observations()
-    angles = {**last.layer_angle, "head": None}
+    angles = {"head": None, "frozen": 0.0, **last.layer_angle}
     history = read_back(tmp_path, (*earlier, replace(last, layer_angle=angles)))
     names = [layer.name for layer in _summary(history).layers]
     assert names[0] == "classifier.0"  # the largest factor in the made-up run
-    assert names[-1] == "head"
-    assert sorted(names) == sorted([*LAYERS, "head"])
+    assert names[-2:] == ["frozen", "head"]
+    assert sorted(names) == sorted([*LAYERS, "frozen", "head"])
 
 
 def test_a_number_that_was_never_measured_is_no_column_and_has_its_reason(tmp_path):
@@ -73,6 +73,7 @@ def test_a_number_that_was_never_measured_is_no_column_and_has_its_reason(tmp_pa
 
 def test_without_a_kernel_all_that_is_computed_from_it_shares_one_reason(tmp_path):
     without = {
+        "loss": None,
         "relative_kernel_change": None,
         "kernel_scale": None,
         "kernel_angle": None,
@@ -86,7 +87,8 @@ def test_without_a_kernel_all_that_is_computed_from_it_shares_one_reason(tmp_pat
         "left_out": {"kernel": "samples are coupled"},
     }
     observations = tuple(replace(o, **without) for o in lazy_observations())
-    (missing,) = _summary(read_back(tmp_path, observations)).missing
+    loss, missing = _summary(read_back(tmp_path, observations)).missing
+    assert (loss.titles, loss.reason) == (("training loss",), "no reason was recorded")
     assert missing.reason == "samples are coupled"
     assert set(missing.titles) >= {"relative kernel change", "top eigenvalue", "effective rank"}
     assert "linearization error" not in missing.titles

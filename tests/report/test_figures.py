@@ -93,6 +93,16 @@ def test_every_value_and_every_band_lies_within_a_logarithmic_axis(rich, lazy):
         assert low < 0.15 < 0.35 < high
 
 
+def test_the_name_of_a_band_keeps_off_the_end_of_the_curve(rich):
+    layout = _drawings(rich)["linearization-error"].plot["layout"]
+    heights = {note["text"]: note["y"] for note in layout["annotations"]}
+    bottom, top = layout["yaxis"]["range"]
+    assert heights["lazy"] < heights["transitional"] < heights["feature-learning"]
+    for height in heights.values():
+        away = abs(height - math.log10(rich[-1].linearization_error)) / (top - bottom)
+        assert away > 0.05  # of the axis: the height of a line of text
+
+
 def test_an_interval_is_drawn_around_its_curve(rich):
     traces = _traces(_drawings(rich)["linearization-error"])
     outline = traces["since the start, interval"]

@@ -46,3 +46,15 @@ def test_a_number_that_was_not_measured_has_no_place_but_a_reason():
     gauge, _ = gauges(missing, Bands())
     assert (gauge.at, gauge.reach, gauge.value) == (None, None, "not measured")
     assert gauge.reason == "moved not"
+
+
+def test_the_reading_since_warm_up_has_its_own_mark():
+    later = replace(LAST.since_warmup, linearization_error=0.15)
+    gauge, _ = gauges(replace(LAST, since_warmup=later), Bands())
+    assert gauge.later_at == pytest.approx(100 / 3, abs=0.01)
+    assert gauge.later == "since warm-up (step 18) 0.150"
+
+
+def test_without_a_reading_since_warm_up_there_is_no_second_mark():
+    gauge, _ = gauges(replace(LAST, since_warmup=None), Bands())
+    assert (gauge.later, gauge.later_at) == ("", None)

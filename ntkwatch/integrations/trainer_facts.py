@@ -1,0 +1,67 @@
+"""What only Lightning knows about a run, read from public trainer attributes, one counter apart."""
+
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["averages_weights", "loss_of", "place_of", "sharded_strategy", "total_steps"]
+
+# By name, since every strategy class exists once in each of the two namespaces.
+_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+_AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
+
+
+def place_of(trainer: Any, *, ended: bool = False) -> dict[str, int]:
+    """Return where training is.
+
+    Args:
+        trainer: Lightning trainer.
+        ended: Whether the last batch is over and its counters have moved on.
+
+    Returns:
+        Optimizer steps taken, epochs completed, and the x axis of the run's own curves.
+    """
+    # Lightning's loggers count batches that stepped, which no public attribute gives; its own
+    # LearningRateMonitor reads this one. Its epoch-end metrics step back by one, as here.
+    counter = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
+    step = int(trainer.global_step)
+    logged_step = step if counter is None else max(0, int(counter) - ended)
+    return {"step": step, "epoch": int(trainer.current_epoch), "logged_step": logged_step}
+
+
+def total_steps(trainer: Any) -> int | None:
+    """Return the optimizer steps that the run will take, or None where that is not known."""
+    try:
+        total = trainer.estimated_stepping_batches
+    except Exception:  # with an accumulation that changes by epoch, Lightning refuses to say
+        return None
+    return None if total in (-1, float("inf")) else int(total)
+
+
+def loss_of(trainer: Any, outputs: Any) -> Tensor | None:
+    """Return the training step's loss as the user's ``training_step`` gave it, or None.
+
+    Args:
+        trainer: Lightning trainer.
+        outputs: What ``on_train_batch_end`` is handed.
+
+    Returns:
+        A tensor, or None.
+    """
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    # Under automatic optimization Lightning hands out the loss divided by the accumulated batches.
+    return loss * trainer.accumulate_grad_batches if isinstance(loss, Tensor) else None
+
+
+def sharded_strategy(trainer: Any) -> str | None:
+    """Return the name of the strategy if it keeps parameters in shards, else None."""
+    strategy = trainer.strategy
+    kinds = {kind.__name__ for kind in type(strategy).__mro__}
+    sharded = kinds & set(_SHARDED) or getattr(strategy, "zero_stage_3", False)
+    return type(strategy).__name__ if sharded else None
+
+
+def averages_weights(trainer: Any) -> bool:
+    """Return whether a callback may have swapped averaged weights in at the end of training."""
+    names = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
+    return bool(names & set(_AVERAGING))

@@ -1,0 +1,78 @@
+"""What is written down once about a run, and what a reader of its numbers should know."""
+
+from datetime import UTC, datetime
+
+import torch
+from torch import nn
+
+import ntkwatch
+from ntkwatch.jacobian.parameters import parameters_of
+from ntkwatch.watch.measure import Measurement, Settings
+from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.records import RunInfo
+
+__all__ = ["notes_on", "run_info"]
+
+
+def run_info(
+    model: nn.Module,
+    now: Measurement,
+    settings: Settings,
+    probe: ProbeBatch,
+    *,
+    reference: str,
+    reference_is_start: bool,
+) -> RunInfo:
+    """Return what all observations of a run have in common.
+
+    Args:
+        model: The model at the reference.
+        now: What was seen of it.
+        settings: Of the run.
+        probe: That it was seen on.
+        reference: Where the reference comes from, in words.
+        reference_is_start: Whether it is the known start of the training.
+
+    Returns:
+        The first line of the run's history.
+    """
+    spec, params = now.problem.spec, parameters_of(model)
+    engines = set() if now.kernel is None else set(now.kernel.coverage.values())
+    return RunInfo(
+        spec={
+            **spec.to_plain(),
+            "batchnorms": list(settings.moving),
+            "engine": ", ".join(sorted(engines)) or "none",
+        },
+        probe=probe.describe(),
+        model={
+            "class": type(model).__name__,
+            "parameters": sum(p.numel() for p in params.values()),
+            "watched": sum(params[name].numel() for name in spec.params),
+        },
+        reference=reference,
+        reference_is_start=reference_is_start,
+        versions={"ntkwatch": ntkwatch.__version__, "torch": torch.__version__},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def notes_on(now: Measurement, settings: Settings) -> tuple[str, ...]:
+    """Return what a reader of an observation's numbers should know.
+
+    Args:
+        now: What was seen.
+        settings: Of the run.
+
+    Returns:
+        Sentences.
+    """
+    notes = []
+    if now.problem.reduction.name.startswith("random"):
+        notes.append(
+            f"the kernel and the linearization error see {now.problem.reduction.rows} fixed "
+            f"random directions of the {now.problem.spec.output_count} outputs"
+        )
+    if settings.moving and settings.batchnorm == "running":
+        notes.append("moving batch statistics count as drift of this kernel")
+    return tuple(notes)

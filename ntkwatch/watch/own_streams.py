@@ -1,0 +1,75 @@
+"""Random generators that a dataset keeps for itself, put back after its items were read.
+
+Datasets and transforms often hold a generator of their own, which the global streams know nothing
+of: reading an item would move it on, and training would then see other augmentations.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["kept_own_streams"]
+
+_DEPTH = 6  # dataset, subset, transform, compose, list, transform
+_LONG = 100  # longer containers hold data, not transforms
+
+
+@contextmanager
+def kept_own_streams(thing: Any) -> Iterator[None]:
+    """Put back every random generator that is reachable through an object's attributes.
+
+    Args:
+        thing: A dataset.
+
+    Yields:
+        Nothing.
+    """
+    found: dict[int, Any] = {}
+    _collect(thing, found, set(), _DEPTH)
+    states = [(generator, _state(generator)) for generator in found.values()]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            _put_back(generator, state)
+
+
+def _collect(thing: Any, found: dict[int, Any], seen: set[int], depth: int) -> None:
+    if id(thing) in seen or depth < 0:
+        return
+    seen.add(id(thing))
+    kinds = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+    if isinstance(thing, kinds):
+        found[id(thing)] = thing
+        return
+    parts: list[Any] = []
+    if isinstance(thing, Mapping) and len(thing) <= _LONG:
+        parts = list(thing.values())
+    elif isinstance(thing, list | tuple | set) and len(thing) <= _LONG:
+        parts = list(thing)
+    elif not isinstance(thing, type | ModuleType | torch.Tensor | np.ndarray):
+        parts = list(getattr(thing, "__dict__", {}).values())
+    for part in parts:
+        _collect(part, found, seen, depth - 1)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.get_state()
+
+
+def _put_back(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
