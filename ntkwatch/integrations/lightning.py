@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from ntkwatch.errors import InputError
+from ntkwatch.integrations.arguments import DRAWN, check_probe, check_range, resolved
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.trainer_facts import (
     averages_weights,
@@ -21,7 +22,7 @@ from ntkwatch.integrations.trainer_facts import (
     sharded_strategy,
     total_steps,
 )
-from ntkwatch.integrations.trainer_probe import named_object, probe_from_trainer, probe_given
+from ntkwatch.integrations.trainer_probe import probe_from_trainer, probe_given
 from ntkwatch.integrations.watched_run import WatchedRun
 from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.watch.history import History
@@ -49,8 +50,6 @@ else:
     _Base = type("_Base", _callback_bases(), {"__module__": __name__})
 
 __all__ = ["NTKMonitor"]
-
-_DRAWN = ("auto", "val", "train")
 
 
 class NTKMonitor(_Base):
@@ -135,22 +134,22 @@ class NTKMonitor(_Base):
     ) -> None:
         super().__init__()
         check_choice("on_error", on_error, ("warn", "raise"))
-        _check_probe(probe)
-        _check_range("probe_size", probe_size, 2, None)
-        _check_range("max_overhead", max_overhead, 0, 1)
+        check_probe(probe)
+        check_range("probe_size", probe_size, 2)
+        check_range("max_overhead", max_overhead, 0, 1)
         if every_n_train_steps is not None:
-            _check_range("every_n_train_steps", every_n_train_steps, 1, None)
+            check_range("every_n_train_steps", every_n_train_steps, 1)
         self.every_n_train_steps = every_n_train_steps
         self.probe, self.probe_size = probe, probe_size
         self.max_overhead, self.on_error, self.dirpath = max_overhead, on_error, dirpath
-        self.on_verdict = _resolved(on_verdict)
+        self.on_verdict = resolved(on_verdict)
         self.name = name
         self._outlet_settings = OutletSettings(
             name=name, save_kernels=save_kernels, custom_scalars=custom_scalars
         )
         self._tracker_settings: dict[str, Any] = {
-            "forward": _resolved(forward),
-            "outputs": _resolved(outputs),
+            "forward": resolved(forward),
+            "outputs": resolved(outputs),
             "params": params,
             "engine": engine,
             "batchnorm": batchnorm,
@@ -210,6 +209,7 @@ class NTKMonitor(_Base):
             probe_size=self.probe_size,
             on_error=self.on_error,
             on_verdict=self.on_verdict,
+            keeps_files=self._scratch is None,
         )
         state, self._resume_state = self._resume_state, None
         with self._run.harmless(trainer.global_step):
@@ -254,17 +254,22 @@ class NTKMonitor(_Base):
         if not (self._run.stood_down or averages_weights(trainer)):
             with self._run.harmless(trainer.global_step):
                 self._run.observe_last(pl_module, **place_of(trainer, ended=True))
-        self._run.finish()
+        with self._run.harmless(trainer.global_step):
+            self._run.finish()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Write what is known so far: a crashed run is when people look."""
         if self._run is not None:
-            self._run.finish()
+            with self._run.harmless(trainer.global_step):
+                self._run.finish()
+        self._let_go()
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Let go of what was only needed while training."""
-        if stage != "fit":
-            return
+        if stage == "fit":
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._run is not None:
             self._run.let_go()
         if self._scratch is not None:
@@ -282,7 +287,7 @@ class NTKMonitor(_Base):
     # What only Lightning knows. -------------------------------------------------------------------
 
     def _draw_probe(self, trainer: Any, model: nn.Module) -> ProbeBatch | None:
-        if isinstance(self.probe, str) and self.probe in _DRAWN:
+        if isinstance(self.probe, str) and self.probe in DRAWN:
             return probe_from_trainer(trainer, model, self.probe, self.probe_size)
         return probe_given(self.probe, model)
 
@@ -300,29 +305,3 @@ class NTKMonitor(_Base):
         if trainer.is_global_zero:
             warnings.warn(message, stacklevel=2)
         return False
-
-
-def _resolved(setting: Callable[..., Any] | str | None) -> Any:
-    """A dotted path is imported; the settings' own words are "full" and "random:8:plain"."""
-    if isinstance(setting, str) and _is_path(setting) and not setting.startswith("random:"):
-        return named_object(setting)
-    return setting
-
-
-def _is_path(name: str) -> bool:
-    return "." in name or ":" in name
-
-
-def _check_probe(probe: Any) -> None:
-    if isinstance(probe, str) and probe not in _DRAWN and not _is_path(probe):
-        raise InputError(
-            f"probe={probe!r} is not known, so it is not clear where the probe comes from. Use "
-            '"auto", "val", "train", a batch, a ProbeBatch, a probe.safetensors file or a dotted '
-            'path such as "package.module:name".'
-        )
-
-
-def _check_range(name: str, value: float, low: float, high: float | None) -> None:
-    if value < low or (high is not None and not low < value <= high):
-        bounds = f"at least {low}" if high is None else f"above {low} and at most {high}"
-        raise InputError(f"{name}={value} is out of range: it must be {bounds}.")

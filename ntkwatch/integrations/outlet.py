@@ -1,8 +1,9 @@
 """Where a watched run's numbers go: its loggers, TensorBoard, its folder."""
 
 import logging
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,21 +99,32 @@ class Outlet:
         share: float,
         last: bool = False,
     ) -> None:
-        """Write one observation to the folder, to every logger and to TensorBoard."""
-        files.append(observation)
-        if self._settings.save_kernels and tracker.kernel is not None:
-            files.write_kernel(observation.step, tracker.kernel.trace)
+        """Write one observation to the folder, to every logger and to TensorBoard.
+
+        Args:
+            tracker: That observed.
+            observation: What it saw.
+            verdict: As of it.
+            files: The run's folder.
+            share: Share of wall time spent on observing.
+            last: Whether training is over.
+        """
         x = observation.step if observation.logged_step is None else observation.logged_step
         scalars = {
             f"{self._settings.name}/{tag}": value
             for tag, value in scalars_of(observation, verdict, share=share).items()
         }
-        for logger in self._loggers:
-            logger.log_metrics(scalars, step=x)
+        news, self._shown = last or verdict.strength != self._shown, verdict.strength
+        actions: list[Callable[[], object]] = [lambda: files.append(observation)]
+        if self._settings.save_kernels and tracker.kernel is not None:
+            kernel = tracker.kernel.trace
+            actions.append(lambda: files.write_kernel(observation.step, kernel))
+        actions += [partial(logger.log_metrics, scalars, step=x) for logger in self._loggers]
         # So that EarlyStopping and ModelCheckpoint can monitor our tags.
-        self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
-        self._show(tracker, verdict, x, news=last or verdict.strength != self._shown)
-        self._shown = verdict.strength
+        monitored = {tag: torch.tensor(value) for tag, value in scalars.items()}
+        actions.append(lambda: self._metrics.update(monitored))
+        actions.append(lambda: self._show(tracker, verdict, x, news=news))
+        _do_all(actions)
 
     def _show(self, tracker: KernelTracker, verdict: Verdict, x: int, *, news: bool) -> None:
         name = self._settings.name
@@ -137,6 +149,18 @@ class Outlet:
         files.write_json("verdict.json", verdict.to_plain())
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
         files.write_text("report.html", render_html(tracker.history, verdict, title=title))
+
+
+def _do_all(actions: Sequence[Callable[[], object]]) -> None:
+    """Do all that can be done, then raise the first failure: one sink must not stop others."""
+    failures: list[Exception] = []
+    for action in actions:
+        try:
+            action()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _experiment(logger: Any) -> Any:

@@ -1,6 +1,5 @@
 """Where a Lightning run's probe comes from, without disturbing its loaders."""
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sized
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ntkwatch.errors import InputError
+from ntkwatch.integrations.arguments import named_object
 from ntkwatch.jacobian.inputs import Inputs, leaves
 from ntkwatch.watch.probe import ProbeBatch, draw_probe, split_batch
 from ntkwatch.watch.store import read_probe
@@ -17,31 +17,7 @@ from ntkwatch.watch.store import read_probe
 # Homes of the forward that a module has which defines none.
 _FORWARDLESS = ("torch.nn.modules.module", "pytorch_lightning.core.", "lightning.pytorch.core.")
 
-__all__ = ["inputs_for", "named_object", "probe_from_trainer", "probe_given"]
-
-
-def named_object(name: str) -> Any:
-    """Return the object that a dotted path such as "package.module:name" names.
-
-    Args:
-        name: Module and attribute, separated by a colon or the last dot.
-
-    Returns:
-        The object.
-
-    Raises:
-        InputError: If it cannot be imported.
-    """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{name!r} cannot be imported ({error}), so it is not known what is meant. Give it as "
-            '"package.module:name", with the package installed or in the current folder.'
-        ) from error
+__all__ = ["inputs_for", "probe_from_trainer", "probe_given"]
 
 
 def probe_given(probe: Any, model: nn.Module) -> ProbeBatch:

@@ -3,7 +3,6 @@
 No training framework is known here: a callback tells it where training is and hands it the model.
 """
 
-import logging
 import time
 import warnings
 from collections import deque
@@ -15,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import NtkwatchError
 from ntkwatch.integrations.gathering import Gathering
+from ntkwatch.integrations.mishaps import Mishaps, in_words, say
 from ntkwatch.integrations.outlet import Outlet
 from ntkwatch.integrations.resumption import free_folder, take_up
+from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.budget import OverheadBudget
 from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
@@ -30,10 +30,7 @@ from ntkwatch.watch.verdict import Verdict, judge
 
 __all__ = ["WatchedRun"]
 
-_log = logging.getLogger("ntkwatch")
-
 _LOSS_WINDOW = 20  # batches that the training loss is averaged over
-_FAILURES = 3  # in a row, after which the monitor stands down
 _WARMUP_SHARE = 0.01  # of all steps, if that is more than the tracker's own warm-up
 
 
@@ -49,11 +46,11 @@ class WatchedRun:
         probe_size: Rows to gather where no probe can be drawn.
         on_error: "warn" or "raise".
         on_verdict: Called with the verdict when its strength changes.
+        keeps_files: Whether the folder stays after the run.
 
     Attributes:
         files: The run's folder.
         verdict: As of the last observation, or None.
-        stood_down: Whether failures have ended the watching.
     """
 
     def __init__(
@@ -67,23 +64,23 @@ class WatchedRun:
         probe_size: int,
         on_error: Literal["warn", "raise"],
         on_verdict: Callable[[Verdict], object] | None,
+        keeps_files: bool = True,
     ) -> None:
         self.files = RunFiles(folder)
         self.verdict: Verdict | None = None
-        self.stood_down = False
         self._outlet, self._schedule = outlet, schedule
         self._capped = max_overhead is not None
         self._budget = OverheadBudget(1.0 if max_overhead is None else max_overhead)
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
-        self._on_error, self._on_verdict = on_error, on_verdict
+        self._mishaps, self._on_verdict = Mishaps(on_error), on_verdict
+        self._keeps_files = keeps_files
         self._tracker: KernelTracker | None = None
         self._total_steps: int | None = None
         self._first_step = 0
         self._gathering: Gathering | None = None
         self._losses: deque[Tensor] = deque(maxlen=_LOSS_WINDOW)
         self._loss_start: Tensor | None = None
-        self._failures = 0
-        self._said_unwritten = self._finished = False
+        self._finished = False
 
     @property
     def history(self) -> History:
@@ -95,16 +92,21 @@ class WatchedRun:
         """Whether there is something to compare with."""
         return self._tracker is not None and self._tracker.reference is not None
 
+    @property
+    def stood_down(self) -> bool:
+        """Whether failures have ended the watching."""
+        return self._mishaps.stood_down
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on from here: plain values only."""
         if self._tracker is None or not self.has_reference:
             return {}
-        losses = torch.stack([_scalar(loss) for loss in self._losses]).tolist()
+        losses = self._recent_losses()
         first = self._tracker.loss_start
         if first is None and self._loss_start is not None:
             first = float(self._loss_start)
         folder = str(self.files.folder.resolve())
-        return {"folder": folder, "loss_start": first, "losses": losses}
+        return {"folder": folder, "loss_start": first, "losses": losses.tolist()}
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -162,8 +164,8 @@ class WatchedRun:
         gathering, self._gathering = self._gathering, None
         self._tracker = self._new_tracker(gathering.probe())
         # Where rows came from several batches, the weights have moved on since the first.
-        kept = {"state": gathering.state, "reference": True}
-        self._timed(model, self._first_step, **gathering.place, **kept)
+        first, state = self._first_step, gathering.state
+        self._timed(model, first, **gathering.place, state=state, reference=True)
 
     def note_loss(self, loss: Tensor | None) -> None:
         """Keep the training step's loss as a tensor: reading it would wait for the device."""
@@ -191,13 +193,14 @@ class WatchedRun:
             return
         self._finished = True
         self.verdict = verdict = judge(self.history)
-        with self._unwritten("the verdict and the report"):
+        with self._mishaps.unwritten("the verdict and the report"):
             self._outlet.finish(self._tracker, verdict, self.files)
         folder = self.files.folder
-        _say(
+        where = f"See {folder / 'report.html'} or run: ntkwatch report {folder}"
+        say(
             f"ntkwatch: {verdict.label} (step {verdict.step}, {len(self.history)} "
             f"observations, {self._budget.spent:.1f} s or {self._budget.share:.1%} of the time). "
-            f"See {folder / 'report.html'} or run: ntkwatch report {folder}"
+            f"{where if self._keeps_files else 'Nothing is kept of a trial run.'}"
         )
 
     def let_go(self) -> None:
@@ -220,40 +223,17 @@ class WatchedRun:
         try:
             yield
         except Exception as error:
-            if self._on_error == "raise":
+            if self._mishaps.raises:
                 raise
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
-        """Say it once, note the gap, and stand down if it cannot or does not get better."""
-        self._failures += 1
-        self.stood_down = not self.has_reference or self._failures >= _FAILURES
+        self._mishaps.failed(step, error, has_reference=self.has_reference)
         if self.has_reference:
-            gap = Gap(step=step, reason=_said(error))
+            gap = Gap(step=step, reason=in_words(error))
             self.history.gaps.append(gap)
-            with self._unwritten(f"the gap at step {step}"):
+            with self._mishaps.unwritten(f"the gap at step {step}"):
                 self.files.append(gap)
-        if self._failures == 1 or self.stood_down:
-            then = "This run is not watched any further" if self.stood_down else "Training goes on"
-            warnings.warn(
-                f"ntkwatch could not observe step {step}: {_said(error)} {then}.", stacklevel=2
-            )
-
-    @contextmanager
-    def _unwritten(self, what: str) -> Iterator[None]:
-        """A number that was measured and could not be written is no failure to observe."""
-        try:
-            yield
-        except Exception as error:
-            if self._on_error == "raise":
-                raise
-            if not self._said_unwritten:
-                warnings.warn(
-                    f"ntkwatch could not hand over {what}: {_said(error)} Training and observing "
-                    "go on; this is said once.",
-                    stacklevel=2,
-                )
-            self._said_unwritten = True
 
     # Beginning. -----------------------------------------------------------------------------------
 
@@ -287,7 +267,7 @@ class WatchedRun:
             self._tracker.loss_start = interrupted.get("loss_start")
         self._losses.extend(torch.tensor(loss) for loss in interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
-        with self._unwritten("the chart layout"):
+        with self._mishaps.unwritten("the chart layout"):
             self._outlet.lay_out()
         return True
 
@@ -311,9 +291,9 @@ class WatchedRun:
             tracker.loss_start = float(self._loss_start)
         loss = None if is_first else self._mean_loss()
         observation = tracker.observe(model, step, loss=loss, **place)
-        self._failures = 0
+        self._mishaps.observed()
         before, self.verdict = self.verdict, judge(tracker.history)
-        with self._unwritten(f"what it saw at step {step}"):
+        with self._mishaps.unwritten(f"what it saw at step {step}"):
             if is_first:
                 self._outlet.begin(tracker, self.files)
             if tracker.warmup is not None and tracker.warmup is not warmup:
@@ -322,33 +302,21 @@ class WatchedRun:
             self._outlet.observed(
                 tracker, observation, self.verdict, self.files, share=share, last=last
             )
-        changed = before is None or before.strength != self.verdict.strength
+        changed = self.verdict.strength != (before.strength if before else Strength.UNDETERMINED)
         if changed and self._on_verdict is not None:
-            with self._unwritten("the verdict"):
+            with self._mishaps.unwritten("the verdict"):
                 self._on_verdict(self.verdict)
 
     def _mean_loss(self) -> float | None:
+        return float(self._recent_losses().mean()) if self._losses else None
+
+    def _recent_losses(self) -> Tensor:
+        """The last batches' losses in one tensor: one wait for the device."""
         if not self._losses:
-            return None
+            return torch.zeros(0)
         device = self._losses[-1].device
-        return float(torch.stack([_scalar(loss).to(device) for loss in self._losses]).mean())
+        return torch.stack([_scalar(loss).to(device) for loss in self._losses])
 
 
 def _scalar(loss: Tensor) -> Tensor:
     return loss.flatten()[0].float()
-
-
-def _said(error: Exception) -> str:
-    """What went wrong, as a sentence."""
-    text = str(error) if isinstance(error, NtkwatchError) else f"{type(error).__name__}: {error}"
-    return text if text.rstrip().endswith((".", "!", "?")) else f"{text.rstrip()}."
-
-
-def _say(message: str) -> None:
-    """Say something on the console as Lightning does, where Lightning is installed."""
-    try:
-        from lightning_utilities.core.rank_zero import rank_zero_info
-    except ImportError:
-        _log.info(message)
-    else:
-        rank_zero_info(message)

@@ -93,8 +93,10 @@ def _some_samples(n: int) -> Tensor:
 def _check_repeatable(
     function: ModelFunction, inputs: Inputs, *, buffers: Params, allowed: float
 ) -> _Explain | None:
+    moved = _jolted(function)
+
     def call() -> Tensor:
-        return function({}, inputs, buffers)
+        return function(moved, inputs, buffers)
 
     def explain() -> SampleCouplingError:
         n = count_samples(inputs)

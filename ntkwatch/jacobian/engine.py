@@ -91,7 +91,7 @@ def empirical_ntk(
             dtype=jacobian_dtype(selected, dtype),
             batchnorms=moving if batchnorm == "probe" else [],
         )
-        problem.check_samples_independent()
+        problem.check_samples_independent(other)
         if outputs == "auto":
             _say_if_random(problem.reduction)
         _check_result_size(problem, other, budget)

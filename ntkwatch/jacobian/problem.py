@@ -79,12 +79,19 @@ class Problem:
             make, function, self.inputs, self.reduction, self.names, self.buffers, self.spec
         )
 
-    def check_samples_independent(self) -> None:
-        """Refuse a model whose samples depend on each other or on chance."""
-        if count_samples(self.inputs) > 1:
+    def check_samples_independent(self, other: Inputs | None = None) -> None:
+        """Refuse a model whose samples depend on each other or on chance.
+
+        Args:
+            other: Second inputs, looked at where there is but one first.
+        """
+        inputs = self.inputs
+        if count_samples(inputs) == 1 and other is not None:
+            inputs = self._columns(other)
+        if count_samples(inputs) > 1:
             check_samples_independent(
                 self.make,
-                self.inputs,
+                inputs,
                 self.reduction,
                 self.names,
                 dtype=self.function.dtype,
@@ -147,8 +154,15 @@ class Problem:
         """A kernel of zeros may be right (a layer that starts at zero), or nothing was watched."""
         params = self.function.params
         smooth = [n for n, p in params.items() if p.is_floating_point() or p.is_complex()]
-        outputs = self.function(self.function.leaf_params(smooth), take(self.inputs, slice(0, 1)))
-        if not outputs.requires_grad:
+        leaves = self.function.leaf_params(smooth)
+        outputs = self.function(leaves, take(self.inputs, slice(0, 1)), self.buffers)
+        used = outputs.requires_grad and any(
+            gradient is not None
+            for gradient in torch.autograd.grad(
+                outputs.sum(), list(leaves.values()), allow_unused=True
+            )
+        )
+        if not used:
             raise OutputError(
                 f"the outputs of {type(self.function.model).__name__} do not depend on any of its "
                 "parameters as autograd sees it, so there is nothing to differentiate. Does "

@@ -67,7 +67,7 @@ def save_comparison_png(runs: Sequence[Run], path: Path) -> None:
 
 
 def _label(name: str, verdict: Verdict) -> str:
-    """A dollar sign would open a formula, and a leading underscore hide the line."""
+    """A dollar sign would open a formula; an underscore hides a line in older matplotlibs."""
     text = f"{shorten(clean(name), _NAME)}: {verdict.label}".replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

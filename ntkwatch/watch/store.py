@@ -100,8 +100,10 @@ class RunFiles:
         tensors["outputs"] = anchor.outputs
         if anchor.kernel is not None:
             tensors["kernel"] = anchor.kernel
+        # safetensors orders by size; sums over parameters are to be the same to the last bit.
+        about = {"step": str(anchor.step), "order": json.dumps(list(tensors))}
         path = self.folder / _ANCHORS[kind]
-        write_atomically(path, lambda part: _save(tensors, part, {"step": str(anchor.step)}))
+        write_atomically(path, lambda part: _save(tensors, part, about))
 
     def read_anchor(self, kind: str = "start", *, device: torch.device) -> Anchor | None:
         """Return an anchor that was written, on a device, or None if there is none."""
@@ -109,13 +111,14 @@ class RunFiles:
         if not path.is_file():
             return None
         with safe_open(path, framework="pt") as file:
-            step = int(file.metadata()["step"])
+            about = file.metadata()
+        tensors = load_file(path, device=str(device))
         groups: dict[str, dict[str, Tensor]] = {"param": {}, "buffer": {}, "layer": {}, "": {}}
-        for key, tensor in load_file(path, device=str(device)).items():
+        for key in json.loads(about["order"]):
             group, _, name = key.partition(":") if ":" in key else ("", "", key)
-            groups[group][name] = tensor
+            groups[group][name] = tensors[key]
         return Anchor(
-            step=step,
+            step=int(about["step"]),
             params=groups["param"],
             buffers=groups["buffer"],
             layers=groups["layer"],

@@ -1,0 +1,275 @@
+"""Models whose samples depend on each other, or on chance, are refused with the module and a cure.
+
+The oracle is the definition: changing one sample must not change another one's outputs.
+"""
+
+import copy
+
+import pytest
+import torch
+from jacobian.models import MLP
+from torch import nn
+from torch.nn import functional
+
+from ntkwatch.errors import RandomForwardError, SampleCouplingError
+from ntkwatch.jacobian.engine import empirical_ntk
+
+
+class Wrapped(nn.Module):
+    """A linear layer, the odd part, a linear layer."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.first, self.part, self.last = nn.Linear(4, 6), part, nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.part(self.first(x)))
+
+
+class Part(nn.Module):
+    """The odd part as a module of its own, written by hand."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class StaysInTraining(nn.Module):
+    """Its batch norm is put back into training mode whatever is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.train(True)
+        return self
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class AttendsOverBatch(nn.Module):
+    """Attention without batch_first: the batch is taken for the sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def _centred(x):
+    return x - x.mean(dim=0)
+
+
+def _pairs(x):
+    """Each sample with its neighbour."""
+    return (
+        x + x.roll(-1, dims=0) if len(x) % 2 else x + x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    )
+
+
+def _halves(x):
+    """Two views of one thing, stacked: sample i goes with sample i + N/2."""
+    return x * x.roll(len(x) // 2, dims=0)
+
+
+class Plain(Wrapped):
+    """The same done between the layers, in no module of its own."""
+
+    def __init__(self, function):
+        super().__init__(nn.Identity())
+        self.function = function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+def _statistics(x):
+    return functional.batch_norm(x, None, None, training=True)
+
+
+COUPLED = {
+    "no running statistics": (
+        Wrapped(nn.BatchNorm1d(6, track_running_stats=False)),
+        r"part \(BatchNorm1d\).*It uses batch statistics in evaluation mode: set track_running",
+    ),
+    "kept in training mode": (
+        Wrapped(StaysInTraining()),
+        r"part\.norm \(BatchNorm1d\).*let model\.eval\(\) reach it",
+    ),
+    "batch statistics by hand": (
+        Wrapped(Part(_centred)),
+        r"part \(Part\).*batch statistics \(BatchNorm with track_running_stats=False",
+    ),
+    "functional batch norm": (Wrapped(Part(_statistics)), r"part \(Part\)"),
+    "between modules": (Plain(_centred), r"the model itself \(Plain\)"),
+    "attention over the batch": (Wrapped(AttendsOverBatch()), r"attention over the batch"),
+    "neighbours": (Wrapped(Part(_pairs)), r"part \(Part\)"),
+    "two views": (Wrapped(Part(_halves)), r"part \(Part\)"),
+    "size of the batch": (Wrapped(Part(lambda x: x / len(x))), r"part \(Part\)"),
+    "weak": (Wrapped(Part(lambda x: x + 1e-3 * _centred(x))), r"part \(Part\)"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [2, 4, 7, 8])
+@pytest.mark.parametrize("case", COUPLED)
+def test_coupled_samples_are_refused_with_the_module_and_a_cure(case, n, dtype):
+    model, words = COUPLED[case]
+    with pytest.raises(SampleCouplingError, match=rf"mixes samples.*{words}.*or pass forward="):
+        empirical_ntk(model.to(dtype), torch.randn(n, 4, dtype=dtype))
+
+
+def test_a_model_that_needs_company_is_refused_where_it_fails():
+    model = Wrapped(nn.BatchNorm1d(6, track_running_stats=False))
+    words = r"it fails \(ValueError: Expected more than 1 value.*in part \(BatchNorm1d\)"
+    with pytest.raises(SampleCouplingError, match=words):
+        empirical_ntk(model, torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("weight", ["last", "gate"])
+def test_coupling_behind_a_weight_that_is_still_zero_is_seen(weight):
+    """A zero head or gate hides it from the outputs, and the kernel would be wrong in silence."""
+
+    class Gated(Plain):
+        def __init__(self):
+            super().__init__(_centred)
+            self.gate = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.last(h + self.gate * _centred(h) if weight == "gate" else _centred(h))
+
+    model = Gated()
+    if weight == "last":
+        nn.init.zeros_(model.last.weight)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(SampleCouplingError, match=r"first in the model itself \(Gated\)"):
+        empirical_ntk(model, torch.randn(6, 4))
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_a_function_of_the_outputs_that_mixes_samples_is_refused():
+    with pytest.raises(SampleCouplingError, match="or an outputs= function that does so"):
+        empirical_ntk(MLP(), torch.randn(6, 4), outputs=_centred)
+
+
+def test_a_recurrent_layer_that_takes_samples_for_time_is_refused():
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = nn.GRU(4, 3)
+
+        def forward(self, x):
+            return self.recurrent(x)[0]
+
+    with pytest.raises(SampleCouplingError, match="mixes samples"):
+        empirical_ntk(TimeFirst(), torch.randn(5, 6, 4))
+
+
+def test_coupling_among_second_inputs_is_not_hidden_by_a_single_first_one():
+    x = torch.randn(5, 4)
+    with pytest.raises(SampleCouplingError, match="mixes samples"):
+        empirical_ntk(Wrapped(Part(_centred)), x[:1], other=x[1:])
+
+
+# Chance. ------------------------------------------------------------------------------------------
+
+
+def test_dropout_that_stays_active_is_refused_by_name():
+    class Active(nn.Dropout):
+        def train(self, mode=True):
+            return super().train(True)
+
+    words = r"draws random numbers.*first in part \(Active\).*let model\.eval\(\) reach it"
+    with pytest.raises(RandomForwardError, match=words):
+        empirical_ntk(Wrapped(Active()), torch.randn(6, 4))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_noise_by_hand_is_refused_even_where_it_is_small(size):
+    model = Wrapped(Part(lambda x: x + size * torch.randn_like(x)))
+    with pytest.raises(RandomForwardError, match=r"part \(Part\).*Make it deterministic"):
+        empirical_ntk(model, torch.randn(6, 4))
+
+
+def test_a_model_that_remembers_its_last_call_is_refused():
+    class Remembers(MLP):
+        state = 0.0
+
+        def forward(self, x):
+            self.state = self.state + 1.0
+            return super().forward(x) * self.state
+
+    with pytest.raises(RandomForwardError, match="or keeps something from call to call"):
+        empirical_ntk(Remembers(), torch.randn(6, 4))
+
+
+# No false refusals. -------------------------------------------------------------------------------
+
+
+def _deep(norm):
+    blocks = [part for _ in range(30) for part in (nn.Linear(32, 32), norm(), nn.ReLU())]
+    return nn.Sequential(nn.Linear(4, 32), *blocks, nn.Linear(32, 3))
+
+
+SOUND = {
+    "batch norm in evaluation mode": (Wrapped(nn.BatchNorm1d(6)), (4,)),
+    "layer norm": (Wrapped(nn.LayerNorm(6)), (4,)),
+    "group norm": (Wrapped(nn.GroupNorm(2, 6)), (4,)),
+    "dropout": (Wrapped(nn.Dropout()), (4,)),
+    "attention": (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (5, 4)),
+    "deep, without norms": (_deep(nn.Identity), (4,)),
+    "deep, with norms": (_deep(lambda: nn.LayerNorm(32)), (4,)),
+    "zero head": (nn.Sequential(MLP(), nn.Linear(3, 2)), (4,)),
+    "zero everywhere": (MLP(), (4,)),
+}
+nn.init.zeros_(SOUND["zero head"][0][1].weight)
+for _parameter in SOUND["zero everywhere"][0].parameters():
+    nn.init.zeros_(_parameter)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", SOUND)
+def test_models_that_treat_samples_one_by_one_are_not_refused(case, dtype):
+    model, shape = SOUND[case]
+    model = model.to(dtype)
+    inputs = torch.randn(9, *shape, dtype=dtype)
+    assert empirical_ntk(model, inputs, outputs="sum").matrix.shape == (9, 9)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_the_size_of_the_outputs_does_not_matter(scale):
+    x = torch.randn(6, 4)
+    scaled = Part(lambda x: x * scale)
+    assert empirical_ntk(nn.Sequential(MLP(), scaled), x, dtype=torch.float64)
+    with pytest.raises(SampleCouplingError):
+        empirical_ntk(nn.Sequential(Wrapped(Part(_centred)), scaled), x, dtype=torch.float64)
+
+
+def test_outputs_that_are_zero_at_the_start_are_neither_refused_nor_trusted():
+    """Training often starts from f - f_0, whose size is 0 or rounding."""
+
+    class Centred(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net, self.start = net, copy.deepcopy(net).requires_grad_(False)
+
+        def forward(self, x):
+            return 100 * (self.net(x) - self.start(x))
+
+    x = torch.randn(6, 4)
+    assert empirical_ntk(Centred(MLP()), x).matrix.shape == (6, 6, 3, 3)
+    with pytest.raises(SampleCouplingError):
+        empirical_ntk(Centred(Wrapped(Part(_centred))), x)
+
+
+def test_samples_that_are_all_alike_are_no_coupling():
+    assert empirical_ntk(MLP(), torch.ones(6, 4)).matrix.shape == (6, 6, 3, 3)
