@@ -6,6 +6,7 @@ imported before a command needs them.
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["GATE", "cli"]
 
 GATE = 3  # --fail-on matched; click keeps 1 for errors and 2 for usage
 
+_WIDEST = 100  # columns of a text report
 _FORMATS = ("text", "html", "markdown", "json")
 
 
@@ -139,9 +141,16 @@ def _renderer(form: str, *, colour: bool) -> Callable[..., str]:
     from ntkwatch.report.text import render_text
 
     def render(history: History, verdict: Verdict, *, title: str) -> str:
-        return render_text(history, verdict, title=title, colour=colour)
+        return render_text(history, verdict, title=title, colour=colour, width=_width())
 
     return render
+
+
+def _width() -> int:
+    """No wider than reads well; a file or a pipe has no width of its own."""
+    if not sys.stdout.isatty():
+        return _WIDEST
+    return min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
 
 
 def _wants_colour(no_color: bool) -> bool:

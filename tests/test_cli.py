@@ -242,6 +242,12 @@ def test_colours_can_be_refused(rich, options, environment):
     assert b"\x1b" not in _on_a_terminal("report", str(rich), *options, **environment)
 
 
+@pytest.mark.parametrize(("columns", "widest"), [("72", 72), ("300", 100)])
+def test_a_report_is_as_wide_as_the_terminal_and_never_wider_than_reads_well(rich, columns, widest):
+    output = _on_a_terminal("report", str(rich), "--no-color", COLUMNS=columns).decode()
+    assert max(len(line) for line in output.splitlines()) in range(widest - 12, widest + 1)
+
+
 def test_a_pipe_gets_no_colours(rich):
     assert "\x1b" not in _run("report", rich).stdout
 

@@ -39,8 +39,8 @@ def layer_of(name: str) -> str:
         The module's name; "(root)" for a parameter of the model itself. A parametrized weight
         (``fc.parametrizations.weight.original0``) counts to the module it parametrizes.
     """
-    owner = name.rpartition(".")[0]
-    return owner.split(".parametrizations.")[0].removeprefix("parametrizations.") or "(root)"
+    owner = f".{name}".rpartition(".")[0]
+    return owner.split(".parametrizations.")[0].removeprefix(".") or "(root)"
 
 
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:

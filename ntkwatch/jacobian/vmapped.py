@@ -1,5 +1,6 @@
 """Jacobian rows by ``torch.func``: ``vmap`` over samples of ``vmap`` over directions of ``vjp``."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -75,7 +76,10 @@ class VmapRows:
                 pieces.append(vmap(lambda u: pull(u)[0])(cotangents))
             return {name: torch.cat([piece[name] for piece in pieces]) for name in theta}
 
-        rows = vmap(of_one_sample)(*leaves(chosen))
+        with warnings.catch_warnings():
+            # Torch's own affair: an operation without a batching rule runs sample by sample.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            rows = vmap(of_one_sample)(*leaves(chosen))
         return {name: real_entries(rows[name].detach()).flatten(2) for name in theta}
 
     def _activations(self) -> int:

@@ -36,6 +36,8 @@ class Bands:
         floors: How many noise floors a number must exceed to count.
         max_loss_ratio: Loss now over loss at the start above which it is too early to say.
         min_probe: Fewest probe points for a verdict.
+        after_warmup: Steps since the warm-up, as a multiple of its length, from which on that
+            reading may decide: right after any anchor every training looks lazy.
         aligned_sd: Rise of the target alignment, in permutation s.d., that counts as aligned.
         unaligned_sd: Rise below which it did not align.
         aligned_norm: Ratio of the trace-normalised norm of the targets below which the kernel
@@ -53,6 +55,7 @@ class Bands:
     floors: float = 3.0
     max_loss_ratio: float = 0.9
     min_probe: int = 32
+    after_warmup: float = 4.0
     aligned_sd: float = 3.0
     unaligned_sd: float = 1.0
     aligned_norm: float = 0.7

@@ -153,7 +153,7 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
     last = history[-1]
     readings = {START: _read(last, last.noise_floor, bands)}
     if last.since_warmup is not None:
-        readings[WARMUP] = _read(last.since_warmup, last.noise_floor, bands)
+        readings[WARMUP] = _read_since_warmup(history[0].step, last, last.since_warmup, bands)
     guard = _guard(history, last, bands)
     strength, qualifier, why = _combine(readings)
     if guard is not None:
@@ -229,6 +229,22 @@ def _read(reading: Reading, floors: dict[str, float], bands: Bands) -> ReadingVe
         layer_angle_median=reading.layer_angle_median,
         kernel_scale=reading.kernel_scale,
         relative_kernel_change=reading.relative_kernel_change,
+    )
+
+
+def _read_since_warmup(
+    start: int, last: Observation, reading: Reading, bands: Bands
+) -> ReadingVerdict:
+    """Whatever the training, little happens in the first steps after an anchor."""
+    read = _read(reading, last.noise_floor, bands)
+    since, warmup = last.step - reading.anchor_step, reading.anchor_step - start
+    if since >= bands.after_warmup * warmup:
+        return read
+    return dataclasses.replace(
+        read,
+        strength=Strength.UNDETERMINED,
+        qualifier="too early",
+        why=f"{since} steps after a warm-up of {warmup} are too few to tell",
     )
 
 

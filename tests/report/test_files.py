@@ -13,7 +13,9 @@ from ntkwatch.report.files import write_whole
 def test_a_file_is_replaced_and_nothing_else_is_left_behind(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
-    write_whole(path, "new ä")
+    with path.open() as reader:
+        write_whole(path, "new ä")
+        assert reader.read() == "old"  # who had it open reads on in the old file
     assert path.read_bytes() == "new ä".encode()
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 

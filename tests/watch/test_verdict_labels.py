@@ -141,6 +141,14 @@ def test_the_reading_since_warmup_counts_where_it_is_lower(
         assert f"{since_start[0]:.2g}" in verdict.reason
 
 
+def test_one_step_after_the_warmup_tells_nothing_about_what_came_since():
+    last = seen(0.6, 0.4, 0.4, step=25, since_warmup=_warm(0.01, 0.01, anchor=24))
+    verdict = judge(history_of(last))
+    assert verdict.label == "feature-learning"
+    assert verdict.readings["since warm-up"].strength == "undetermined"
+    assert verdict.readings["since warm-up"].qualifier == "too early"
+
+
 def test_layers_in_far_apart_bands_are_called_mixed():
     layers = {"a": 0.4, "b": 0.01, "c": None}
     verdict = judge(history_of(seen(0.25, 0.1, 0.2, layer_angle=layers)))
