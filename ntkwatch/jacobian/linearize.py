@@ -85,6 +85,8 @@ def jacobian_vector_product(
     except _CANNOT as error:
         failures.append(f"finite-difference: {type(error).__name__}: {first_line(error)}")
         change = None
+    else:
+        failures.append("finite-difference: disagrees with reverse mode")
     if change is None:
         raise CoverageError(
             "the model could not be linearized, so there is no linearization error: "

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ntkwatch.kernel.gram import widest_float
+from ntkwatch.kernel.gram import inner, widest_float
 
 __all__ = [
     "angle_samples",
@@ -62,13 +62,14 @@ def angle_samples(
         Radians in [0, pi/2], NaN where a replicate has no kernel left.
     """
     now, then, weights = _wide(kernel, reference, weights)
-    now_size = _weighted(now.square(), weights).sqrt()
-    then_size = _weighted(then.square(), weights).sqrt()
-    distances = [
-        0.5 * _weighted((now / a - then / b).square(), weight[None])[0]
-        for a, b, weight in zip(now_size, then_size, weights, strict=True)
-    ]
-    return 2 * torch.asin((torch.stack(distances) / 2).sqrt().clamp(max=1))
+    scale = inner(now, then) / inner(then, then)
+    # What is not along the reference is taken off beforehand: it keeps its digits if it is tiny.
+    rest = now - scale * then
+    size = _weighted(then.square(), weights).sqrt()
+    along = _weighted(rest * then, weights) / size
+    across = (_weighted(rest.square(), weights) - along.square()).clamp(min=0).sqrt()
+    angles = torch.atan2(across, scale * size + along)
+    return torch.where(_weighted(now.square(), weights) > 0, angles, torch.nan)
 
 
 def relative_change_samples(

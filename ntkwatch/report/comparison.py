@@ -127,8 +127,9 @@ def _caution(cards: Sequence[Card]) -> tuple[str, ...]:
         )
     if unknown := [name for name, ratio in ratios if ratio is None]:
         said.append(
-            f"The loss reached is not known for {', '.join(unknown)}, so it cannot be told whether "
-            "the runs are compared at equal loss."
+            f"There is no loss ratio for {', '.join(unknown)} (the loss is unknown, or of a kind "
+            "that may fall below zero), so it cannot be told whether the runs are compared at "
+            "equal loss."
         )
     sizes = {card.last.probe_size for card in cards if card.last is not None}
     if len(sizes) > 1:

@@ -272,10 +272,10 @@ def test_runs_at_different_losses_are_to_be_read_at_equal_loss(rich, tmp_path):
     assert f"early: {ratio:.3f}" in text
 
 
-def test_a_run_of_unknown_loss_is_named_before_comparing(rich, tmp_path):
+def test_a_run_without_a_loss_ratio_is_named_before_comparing(rich, tmp_path):
     unknown = read_back(tmp_path, tuple(replace(o, loss=None) for o in lazy_observations()))
     text = _compared([("no loss here", unknown), ("b", rich)]).text
-    assert "The loss reached is not known for no loss here" in text
+    assert "There is no loss ratio for no loss here" in text
 
 
 def test_probes_of_different_size_are_named_before_comparing(rich, tmp_path):
