@@ -263,8 +263,8 @@ class WatchedRun:
         self.files = earlier.files
         self._tracker = self._new_tracker(earlier.probe)
         self._tracker.resume(earlier.history, earlier.start, earlier.warmup)
-        if self._tracker.loss_start is None:
-            self._tracker.loss_start = interrupted.get("loss_start")
+        if self._tracker.loss_start is None and interrupted.get("loss_start") is not None:
+            self._tracker.note_start_loss(interrupted["loss_start"])
         self._losses.extend(torch.tensor(loss) for loss in interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
         with self._mishaps.unwritten("the chart layout"):
@@ -287,9 +287,8 @@ class WatchedRun:
         tracker = self._tracker
         is_first, warmup = tracker.reference is None, tracker.warmup
         self._schedule.done(step)
-        if tracker.loss_start is None and self._loss_start is not None:
-            tracker.loss_start = float(self._loss_start)
-        loss = None if is_first else self._mean_loss()
+        self._learn_start_loss(tracker)
+        loss = tracker.loss_start if is_first else self._mean_loss()
         observation = tracker.observe(model, step, loss=loss, **place)
         self._mishaps.observed()
         before, self.verdict = self.verdict, judge(tracker.history)
@@ -306,6 +305,15 @@ class WatchedRun:
         if changed and self._on_verdict is not None:
             with self._mishaps.unwritten("the verdict"):
                 self._on_verdict(self.verdict)
+
+    def _learn_start_loss(self, tracker: KernelTracker) -> None:
+        """The first batch's loss is that of the reference, but is known only after it was taken."""
+        if tracker.loss_start is not None or self._loss_start is None:
+            return
+        tracker.note_start_loss(float(self._loss_start))
+        if tracker.reference is not None:
+            with self._mishaps.unwritten("the loss at the start"):
+                self.files.rewrite(tracker.history)
 
     def _mean_loss(self) -> float | None:
         return float(self._recent_losses().mean()) if self._losses else None

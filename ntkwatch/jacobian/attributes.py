@@ -47,7 +47,7 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _put_back(own: dict[str, Any], before: dict[str, Any]) -> None:
+def _put_back(own: dict[Any, Any], before: dict[Any, Any]) -> None:
     if not _same(own, before):
         own.clear()
         own.update(before)

@@ -16,7 +16,7 @@ from ntkwatch.errors import RandomForwardError, SampleCouplingError
 from ntkwatch.jacobian.culprit import culprit_cure, culprit_name, find_culprit
 from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
+from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, dense, take
 from ntkwatch.jacobian.outputs import Reduction
 
 __all__ = ["check_samples_independent"]
@@ -69,7 +69,7 @@ def check_samples_independent(
     wide = torch.float32 if device.type == "mps" else torch.float64
     allowed = _ROUNDING32 if device.type == "mps" else _ROUNDING
     n = count_samples(inputs)
-    half, alone = _some_samples(n), torch.tensor([n // 2])
+    half, alone = _some_samples(n), torch.tensor([n // 2], device="cpu")
     for check in (
         partial(_check_repeatable, buffers=buffers),
         partial(_check_rows, rows=half, buffers=buffers),
@@ -87,7 +87,10 @@ def check_samples_independent(
 
 def _some_samples(n: int) -> Tensor:
     """Half of the samples in a mixed order: pairs and groups of neighbours are torn apart."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(n))[: max(1, n // 2)]
+    # On the CPU by name, here and wherever a generator is used: the caller may have set another
+    # default device.
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n), device="cpu")
+    return order[: max(1, n // 2)]
 
 
 def _check_repeatable(
@@ -178,7 +181,8 @@ def _gradient_gap(
     """The largest change of a parameter's gradient when a second sample stands beside the first."""
     n = count_samples(inputs)
     first, second = n // 2, 0
-    weights = torch.randn(reduction.rows, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(reduction.rows, generator=generator, device="cpu")
 
     def gradients(samples: list[int]) -> list[Tensor]:
         leaves = function.leaf_params(list(names))
@@ -192,11 +196,13 @@ def _gradient_gap(
             outputs @ weights.to(outputs), list(leaves.values()), allow_unused=True
         )
         return [
-            torch.zeros_like(leaf) if gradient is None else gradient
+            torch.zeros_like(leaf) if gradient is None else dense(gradient)
             for leaf, gradient in zip(leaves.values(), found, strict=True)
         ]
 
     alone, beside = gradients([first]), gradients([first, second])
+    if not all(bool(gradient.isfinite().all()) for gradient in alone):
+        return 0.0, names[0]  # the kernel will be refused for what it is
     sizes = torch.stack([gradient.norm() for gradient in alone])
     errors = torch.stack([(a - b).norm() for a, b in zip(alone, beside, strict=True)])
     # Where a sample alone has no gradient at all, beside another it must have none either.
@@ -213,7 +219,7 @@ def _jolted(function: ModelFunction) -> Params:
     for name, tensor in function.params.items():
         if tensor.is_floating_point() and tensor.numel():
             size = tensor.square().mean().sqrt()
-            noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+            noise = torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
             moved[name] = tensor + _JOLT * torch.where(size > 0, size, 1.0) * noise
     return moved
 

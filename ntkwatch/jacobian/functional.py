@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from ntkwatch.errors import InputError
 from ntkwatch.jacobian.forward import ForwardFn, call_with_inputs, outputs_of
-from ntkwatch.jacobian.inputs import Inputs, map_inputs, to_dtype
+from ntkwatch.jacobian.inputs import Inputs, map_inputs, ordinary, to_dtype
 from ntkwatch.jacobian.parameters import clean_name, parameters_of
 
 __all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries"]
@@ -55,7 +55,7 @@ class ModelFunction:
         self.model = model
         self.dtype = dtype
         self.params: Params = {
-            name: to_dtype(parameter.detach(), dtype)
+            name: to_dtype(ordinary(parameter).detach(), dtype)
             for name, parameter in parameters_of(model).items()
         }
         self.buffers: Params = {

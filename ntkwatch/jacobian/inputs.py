@@ -17,8 +17,10 @@ __all__ = [
     "Inputs",
     "cast_inputs",
     "count_samples",
+    "dense",
     "leaves",
     "map_inputs",
+    "ordinary",
     "rebuild",
     "take",
     "to_dtype",
@@ -70,9 +72,7 @@ def cast_inputs(inputs: Inputs, *, device: torch.device, dtype: torch.dtype) -> 
     """Return detached inputs on a device; floating ones in ``dtype``, integer ones as they are."""
 
     def cast(tensor: Tensor) -> Tensor:
-        # Autograd cannot save a tensor that was made in inference mode.
-        tensor = tensor.clone() if tensor.is_inference() else tensor
-        return to_dtype(tensor.detach().to(device), dtype)
+        return to_dtype(ordinary(tensor).detach().to(device), dtype)
 
     return map_inputs(cast, inputs)
 
@@ -82,6 +82,16 @@ def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.is_complex():
         return tensor.to(dtype.to_complex())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient that an embedding may have given as a sparse tensor."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd can save: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def count_samples(inputs: Inputs, *, at_least: int = 1) -> int:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ntkwatch.errors import CoverageError
 from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import Params, real_entries
-from ntkwatch.jacobian.inputs import to_dtype
+from ntkwatch.jacobian.inputs import dense, to_dtype
 
 __all__ = ["Linearized", "OutputsOf", "jacobian_vector_product"]
 
@@ -163,14 +163,15 @@ def _gap_to_reverse(
     generator = torch.Generator().manual_seed(0)
     gaps = []
     for _ in range(2):
-        u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+        u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
+        u = u.to(outputs)
         terms = [torch.zeros(1, dtype=u.dtype, device=u.device)]
         if outputs.requires_grad:
             pulled = torch.autograd.grad(
                 outputs, list(leaves.values()), u, retain_graph=True, allow_unused=True
             )
             terms += [
-                (real_entries(g) * real_entries(tangents[name])).flatten()
+                (real_entries(dense(g)) * real_entries(tangents[name])).flatten()
                 for name, g in zip(leaves, pulled, strict=True)
                 if g is not None
             ]

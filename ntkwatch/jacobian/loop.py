@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_entries
-from ntkwatch.jacobian.inputs import Inputs, count_samples, take
+from ntkwatch.jacobian.inputs import Inputs, count_samples, dense, take
 from ntkwatch.jacobian.outputs import Reduction
 
 __all__ = ["LoopRows"]
@@ -67,6 +67,6 @@ class LoopRows:
                     allow_unused=True,
                 )
             for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-                used = torch.zeros_like(leaf) if gradient is None else gradient
+                used = torch.zeros_like(leaf) if gradient is None else dense(gradient)
                 rows[name].append(real_entries(used.detach()).flatten())
         return {name: torch.stack(row) for name, row in rows.items()}

@@ -126,7 +126,7 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
             model_shape=shape,
         )
     if outputs == "sum":
-        ones = torch.ones(1, count)
+        ones = torch.ones(1, count, device="cpu")
         return Reduction(
             name="sum", full=False, directions=ones, rows=1, shape=shape, model_shape=shape
         )
@@ -176,7 +176,7 @@ def random_directions(
         )
     dtype = torch.float64 if count <= _WIDE_LIMIT else torch.float32
     generator = torch.Generator().manual_seed(_SEED)
-    draws = torch.randn(k, count, generator=generator, dtype=dtype)
+    draws = torch.randn(k, count, generator=generator, dtype=dtype, device="cpu")
     if classes > 1:
         by_class = draws.view(k, -1, classes)
         draws = (by_class - by_class.mean(dim=-1, keepdim=True)).flatten(1)

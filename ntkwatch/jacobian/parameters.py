@@ -86,9 +86,12 @@ def select_parameters(
             )
         return trainable
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    chosen = {name: p for name, p in trainable.items() if _matches(name, wanted)}
+    # A tied tensor may be asked for by any of its names, and counts once under the first.
+    every = model.named_parameters(remove_duplicate=False)
+    asked = {id(p) for name, p in every if _matches(clean_name(name), wanted)}
+    chosen = {name: p for name, p in trainable.items() if id(p) in asked}
     if not chosen:
-        frozen = [name for name in floating if _matches(name, wanted)]
+        frozen = [name for name, p in floating.items() if id(p) in asked]
         why = (
             f"the {len(frozen)} it matches (such as {frozen[0]}) are frozen"
             if frozen

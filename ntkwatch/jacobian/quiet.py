@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
 __all__ = ["quiet_torch"]
@@ -34,6 +35,8 @@ def quiet_torch(devices: Sequence[torch.device]) -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_full_precision())
         stack.enter_context(_without_checkpointing())
+        # Within parametrize.cached() a weight computed once would hide later substitutes.
+        _replace(stack, parametrize, "_cache_enabled", 0)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         # The fused encoder layer has no derivative with respect to its weights.
         torch.backends.mha.set_fastpath_enabled(False)

@@ -35,7 +35,8 @@ def undisturbed(model: nn.Module, *, evaluation: bool = True) -> Iterator[None]:
         ModelChangedError: If a parameter was written to all the same.
     """
     modes = [(module, module.training) for module in model.modules()]
-    before = [(name, p, p._version) for name, p in model.named_parameters()]
+    # A parameter made in inference mode has no version; its copies are used throughout.
+    before = [(n, p, p._version) for n, p in model.named_parameters() if not p.is_inference()]
     with ExitStack() as stack:
         stack.enter_context(quiet_torch(_devices(model)))
         stack.enter_context(kept_random_streams(_devices(model)))

@@ -116,7 +116,10 @@ def target_alignment(
     gram = targets @ targets.mT
     size = (inner(centred, centred) * inner(gram, gram)).sqrt()
     orders = torch.stack(
-        [torch.randperm(len(targets), generator=generator) for _ in range(permutations)]
+        [
+            torch.randperm(len(targets), generator=generator, device="cpu")
+            for _ in range(permutations)
+        ]
     ).to(targets.device)
     shuffled = targets[orders]
     # <HKH, PY(PY)'> = trace((PY)' HKH PY), for all shuffles at once.

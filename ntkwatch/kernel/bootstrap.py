@@ -36,11 +36,14 @@ def bootstrap_weights(
         Non-negative whole numbers that add up to N in each row.
     """
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.zeros(n, dtype=torch.long) if strata is None else strata.cpu().long()
-    weights = torch.zeros(draws, n, dtype=torch.float64)
+    # On the CPU by name: the caller may have set another default device.
+    one = torch.zeros(n, dtype=torch.long, device="cpu")
+    labels = one if strata is None else strata.cpu().long()
+    weights = torch.zeros(draws, n, dtype=torch.float64, device="cpu")
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
-        drawn = torch.randint(len(members), (draws, len(members)), generator=generator)
+        shape = (draws, len(members))
+        drawn = torch.randint(len(members), shape, generator=generator, device="cpu")
         ones = torch.ones_like(drawn, dtype=torch.float64)
         weights.scatter_add_(1, members[drawn], ones)
     return weights

@@ -118,6 +118,6 @@ def check_finite(kernel: Tensor, name: str = "kernel") -> None:
     if bad:
         raise NonFiniteError(
             f"{bad} of the {kernel.numel()} entries of the {name} are NaN or infinite, so no "
-            "number can be taken from it. If the weights are finite, gradients overflow: try "
-            "dtype=torch.float64."
+            "number can be taken from it. Gradients overflow (try dtype=torch.float64), or the "
+            "model is at a point without a derivative, such as a square root of 0."
         )

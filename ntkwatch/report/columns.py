@@ -5,6 +5,7 @@ Nothing here knows how a column is drawn or which of its values are shown.
 
 from dataclasses import dataclass
 
+from ntkwatch.report.words import Number
 from ntkwatch.watch.records import Observation
 
 __all__ = ["BY_KEY", "COLUMNS", "Column", "title_of", "value_of"]
@@ -110,7 +111,7 @@ COLUMNS = (
 BY_KEY = {column.key: column for column in COLUMNS}
 
 
-def value_of(observation: Observation, key: str) -> float | None:
+def value_of(observation: Observation, key: str) -> Number | None:
     """Return one number of an observation by its column's key.
 
     Args:
@@ -122,7 +123,7 @@ def value_of(observation: Observation, key: str) -> float | None:
     """
     if key == "top_eigenvalue_1":
         return observation.top_eigenvalues[0] if observation.top_eigenvalues else None
-    value: float | None = getattr(observation, key)
+    value: Number | None = getattr(observation, key)
     return value
 
 

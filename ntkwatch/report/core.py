@@ -110,7 +110,7 @@ def summarise(history: History, verdict: Verdict) -> Summary:
         gaps=tuple(history.gaps),
         problems=tuple(history.problems),
         settings=_settings(history),
-        seconds=sum(seconds),
+        seconds=sum(seconds, 0.0),
         slowest=max(seconds, default=0.0),
     )
 
@@ -157,17 +157,17 @@ def _missing(observations: Sequence[Observation]) -> tuple[Missing, ...]:
     """The reference cannot be compared with itself, so it is not asked for readings."""
     compared = [o for o in observations if o.step != o.anchor_step]
     warmed = [o.since_warmup for o in observations if o.since_warmup is not None]
-    readings = {field.name for field in fields(Reading)}
+    # Nor has it a training loss: no batch came before it.
+    readings = {"loss", *(field.name for field in fields(Reading))}
     keys = [column.key for column in COLUMNS if column.key not in ("step", "epoch")]
     keys += [key for key in _keys_left_out(observations) if key not in (*keys, _KERNEL)]
-    of_reading = [key for key in keys if key.partition("/")[0] in readings]
-    of_step = [key for key in keys if key not in of_reading]
-    later = [key for key in _keys_left_out(warmed) if key != _KERNEL]
-    explained = {
-        **_explained(observations, of_step),
-        **_explained(compared, of_reading),
-        **{f"since warm-up: {title}": why for title, why in _explained(warmed, later).items()},
-    }
+    explained: dict[str, list[tuple[str, str]]] = {}
+    for key in keys:
+        asked = compared if key.partition("/")[0] in readings else observations
+        explained |= _explained(asked, key, title_of(key))
+    for key in _keys_left_out(warmed):
+        if key != _KERNEL:
+            explained |= _explained(warmed, key, f"since warm-up: {title_of(key)}")
     groups: dict[tuple[str, str], list[str]] = {}
     for title, reasons in explained.items():
         for why in reasons:
@@ -183,18 +183,15 @@ def _keys_left_out(readings: Iterable[Reading]) -> list[str]:
 
 
 def _explained(
-    readings: Sequence[Reading], keys: Iterable[str]
+    readings: Sequence[Reading], key: str, title: str
 ) -> dict[str, list[tuple[str, str]]]:
-    """Return per title of a missing number the reasons, each with where it holds."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for key in keys:
-        reasons = Counter(_reason(reading, key) for reading in readings if _lacks(reading, key))
-        for reason, count in reasons.items():
-            where = f"missing at {count} of {len(readings)} observations"
-            if count == len(readings):
-                where = "never measured"
-            found.setdefault(title_of(key), []).append((reason, where))
-    return found
+    """Return, if a number is missing, its title with the reasons and where each holds."""
+    reasons = Counter(_reason(reading, key) for reading in readings if _lacks(reading, key))
+    found = []
+    for reason, count in reasons.items():
+        where = f"missing at {count} of {len(readings)} observations"
+        found.append((reason, "never measured" if count == len(readings) else where))
+    return {title: found} if found else {}
 
 
 def _reason(reading: Reading, key: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ntkwatch.report.colours import COLOURS, faded
-from ntkwatch.report.words import clean, number, shorten
+from ntkwatch.report.words import Number, clean, number, shorten
 
 __all__ = ["Curve", "Point", "escaped", "traces_of"]
 
@@ -19,7 +19,7 @@ _MARKED = 60  # up to so many points, each observation gets its own dot
 _NAME = 48  # characters of a name in a hover label
 
 # Abscissa, value, and the interval of the value where there is one.
-Point = tuple[float, float, tuple[float, float] | None]
+Point = tuple[Number, Number, tuple[Number, Number] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +116,10 @@ def _thinned(points: list[Point]) -> list[Point]:
     return [points[place] for place in sorted(kept)]
 
 
-def _outline(points: list[Point], *, log: bool) -> list[tuple[float | None, float | None]]:
+def _outline(points: list[Point], *, log: bool) -> list[tuple[Number | None, Number | None]]:
     """Return the intervals as closed shapes, one per run of points that have them."""
-    outline: list[tuple[float | None, float | None]] = []
-    stretch: list[tuple[float, float, float]] = []
+    outline: list[tuple[Number | None, Number | None]] = []
+    stretch: list[tuple[Number, Number, Number]] = []
     for x, value, interval in [*points, (0.0, 0.0, None)]:
         if interval is not None:
             # An end at 0 has no place on a logarithmic axis; the shape then ends far below.
@@ -134,9 +134,9 @@ def _outline(points: list[Point], *, log: bool) -> list[tuple[float | None, floa
     return outline[:-1]
 
 
-def _between(interval: tuple[float, float] | None) -> str:
+def _between(interval: tuple[Number, Number] | None) -> str:
     return "" if interval is None else f" [{number(interval[0])}, {number(interval[1])}]"
 
 
-def _six_digits(value: float) -> float:
+def _six_digits(value: Number) -> float:
     return float(f"{value:.6g}")

@@ -17,7 +17,6 @@ __all__ = ["Axis", "Drawing", "Entry", "draw"]
 
 _BANDS = (Strength.LAZY, Strength.TRANSITIONAL, Strength.FEATURE_LEARNING)
 _HEIGHT = 300  # pixels
-_POWERS_DO = 20.0  # between the ends of an axis, powers of ten are labels enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +134,7 @@ def _layout(curves: Sequence[Curve], axis: Axis, across: Axis, *, log: bool) -> 
     if log:
         bottom, top = _reach(values, axis)
         vertical["range"] = [math.log10(bottom), math.log10(top)]
-        if top / bottom > _POWERS_DO:
-            vertical["dtick"] = 1  # powers of ten only
+        vertical |= _ticks(bottom, top)
     elif axis.edges is None:
         bottom, top = -math.inf, math.inf
     else:
@@ -153,11 +151,25 @@ def _layout(curves: Sequence[Curve], axis: Axis, across: Axis, *, log: bool) -> 
         "showlegend": False,
         "hovermode": "closest",
         "hoverlabel": {"namelength": -1, "font": {"color": "#ffffff"}},
-        "xaxis": {**_look(across), "type": "log" if across.log else "linear"},
+        "xaxis": _horizontal(curves, across),
         "yaxis": vertical,
         "shapes": shapes,
         "annotations": notes,
     }
+
+
+def _horizontal(curves: Sequence[Curve], across: Axis) -> dict[str, Any]:
+    if not across.log:
+        return {**_look(across), "type": "linear"}
+    places = [x for curve in curves for x, _, _ in curve.points]
+    return {**_look(across), "type": "log", **_ticks(min(places), max(places))}
+
+
+def _ticks(low: float, high: float) -> dict[str, Any]:
+    """Left alone, plotly labels every digit between powers of ten, one over the other."""
+    if high < 10 * low:
+        return {}
+    return {"dtick": "D2" if high < 100 * low else 1}
 
 
 def _look(axis: Axis) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ntkwatch.report.columns import value_of
 from ntkwatch.report.core import Summary, summarise
-from ntkwatch.report.words import MISSING, clean, counted, duration, number
+from ntkwatch.report.words import MISSING, Number, clean, counted, duration, number
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Verdict
 
@@ -98,7 +98,7 @@ def _numbers(summary: Summary) -> list[str]:
     ]
 
 
-def _cell(key: str, value: float | None) -> str:
+def _cell(key: str, value: Number | None) -> str:
     if key in ("step", "epoch"):
         return MISSING if value is None else str(value)
     return number(value, signed=key == "kernel_scale")

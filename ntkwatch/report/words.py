@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "MISSING",
+    "Number",
     "clean",
     "counted",
     "duration",
@@ -22,6 +23,9 @@ __all__ = [
 
 MISSING = "–"
 
+# Counts come as whole numbers, and so does a measured number that a JSON file holds as 2.
+Number = float | int
+
 # Names of parameters can run into thousands; of more than this many, only the ends are listed.
 _LISTED = 12
 
@@ -32,7 +36,7 @@ _SMALLEST_FIXED, _LARGEST_FIXED = 1e-3, 1e5
 _UNPRINTABLE = {"Cc", "Cf", "Cs"}
 
 
-def number(value: float | None, *, digits: int = 3, signed: bool = False) -> str:
+def number(value: Number | None, *, digits: int = 3, signed: bool = False) -> str:
     """Return a number for people.
 
     Args:
@@ -56,7 +60,7 @@ def number(value: float | None, *, digits: int = 3, signed: bool = False) -> str
     return f"{value:{sign}.{digits - 1}e}"
 
 
-def with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+def with_interval(value: Number | None, interval: tuple[Number, Number] | None) -> str:
     """Return a number, followed by its interval where there is one.
 
     Args:
@@ -71,7 +75,7 @@ def with_interval(value: float | None, interval: tuple[float, float] | None) -> 
     return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """Return a time span in the units a reader would use.
 
     Args:

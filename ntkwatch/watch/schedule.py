@@ -40,8 +40,6 @@ class Schedule:
         """
         if self._last is None:
             return True
-        if step <= self._last:
-            return False
         if self.every_n is not None:
             return step // self.every_n > self._last // self.every_n
         gap = min(max(1, math.ceil(self._last * (_GROWTH - 1))), self._max_gap)

@@ -92,7 +92,7 @@ class KernelTracker:
 
     Attributes:
         history: What was observed so far.
-        loss_start: Training loss at the reference weights; the first loss given unless set.
+        loss_start: Training loss at the reference weights, as far as it is known.
     """
 
     def __init__(
@@ -210,6 +210,15 @@ class KernelTracker:
         )
         self.history.add(observation)
         return observation
+
+    def note_start_loss(self, loss: float) -> None:
+        """Say what the training loss was at the reference weights, where it is known only later."""
+        self.loss_start = loss
+        if self._start is None or len(self.history) == 0:
+            return
+        first = self.history[0]
+        if first.step == self._start.step and first.loss is None:
+            self.history.add(replace(first, loss=loss, loss_start=loss))
 
     def resume(self, history: History, start: Anchor, warmup: Anchor | None = None) -> None:
         """Go on from an earlier run instead of taking a new reference.

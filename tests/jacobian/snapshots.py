@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.utils import checkpoint
 
+from ntkwatch.jacobian.engine import empirical_ntk
+
 __all__ = ["assert_same", "state_of", "switches"]
 
 
@@ -29,7 +31,8 @@ def state_of(model):
         "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
         "random": [
             torch.get_rng_state(),
-            random.getstate(),
+            # With --typecheck, beartype itself draws from Python's stream at every call.
+            None if hasattr(empirical_ntk, "__wrapped__") else random.getstate(),
             [np.asarray(part) for part in np.random.get_state()],
         ],
         "torch": switches(),

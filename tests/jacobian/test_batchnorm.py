@@ -96,7 +96,8 @@ def test_batch_statistics_leave_the_model_alone_even_called_directly_and_after_a
             model(x)
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, fails)
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert_same(before, state_of(model))
     assert model.norm.track_running_stats
 

@@ -15,6 +15,7 @@ from jacobian.snapshots import assert_same, state_of, switches
 from torch import nn
 
 from ntkwatch.jacobian.engine import empirical_ntk
+from ntkwatch.jacobian.undisturbed import kept_random_streams
 
 from oracles import dense_ntk
 
@@ -74,6 +75,16 @@ def test_everything_is_as_before(engine, grads, batchnorm):
     assert_same(before, state_of(model))
     assert torch.equal(x, probe)
     assert not x.requires_grad
+
+
+def test_random_streams_go_on_where_they_were():
+    with kept_random_streams([torch.device("cpu")]):
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+        torch.rand(3), random.random(), np.random.rand()
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+    np.testing.assert_array_equal(before[2], after[2])
 
 
 def test_attributes_hold_what_they_held():

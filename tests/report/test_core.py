@@ -107,6 +107,12 @@ def test_a_number_that_is_missing_now_and_then_says_how_often(tmp_path):
     assert missing.reason == "the outputs did not move"
 
 
+def test_the_reference_has_no_loss_and_that_is_no_news(tmp_path):
+    first, *later = lazy_observations()
+    summary = _summary(read_back(tmp_path, (replace(first, loss=None), *later)))
+    assert summary.missing == ()
+
+
 def test_a_missing_number_without_a_reason_says_so(tmp_path):
     observations = tuple(replace(o, loss=None) for o in lazy_observations())
     (missing,) = _summary(read_back(tmp_path, observations)).missing
@@ -116,7 +122,7 @@ def test_a_missing_number_without_a_reason_says_so(tmp_path):
 def test_cost_adds_up_over_all_observations_and_not_only_the_listed(tmp_path):
     observations = tuple(replace(o, seconds=0.25) for o in lazy_observations())
     summary = _summary(
-        read_back(tmp_path, (*observations[:-1], replace(observations[-1], seconds=2)))
+        read_back(tmp_path, (*observations[:-1], replace(observations[-1], seconds=2.0)))
     )
     assert summary.seconds == 18 * 0.25 + 2
     assert summary.slowest == 2

@@ -154,6 +154,15 @@ def test_zeros_that_a_logarithmic_axis_cannot_show_are_counted_in_the_caption():
     assert drawing.caption.endswith("below this logarithmic axis: 1 of the values.")
 
 
+@pytest.mark.parametrize(("top", "ticks"), [(1e3, None), (3e4, "D2"), (1e7, 1)])
+def test_a_logarithmic_axis_has_labels_that_do_not_run_into_each_other(top, ticks):
+    points = ((0.0, 1e3 / 1.1, None), (1.0, top, None))
+    drawing = draw(
+        [Curve(name="x", points=points)], Axis(title="x", log=True), id="x", title="x", caption="x"
+    )
+    assert drawing.plot["layout"]["yaxis"].get("dtick") == ticks
+
+
 def test_a_loss_that_goes_negative_gets_a_linear_axis(tmp_path):
     observations = tuple(replace(o, loss=1.0 - o.step / 100) for o in lazy_observations())
     plot = _drawings(read_back(tmp_path, observations))["loss"].plot

@@ -151,6 +151,16 @@ def test_fingerprints_differ_by_value_type_place_and_target():
     assert probes[0].fingerprint() == ProbeBatch({"a": x.clone(), "b": y.clone()}).fingerprint()
 
 
+def test_fingerprints_tell_equal_bytes_of_another_type_or_shape_apart():
+    """Zeros are zeros in every type."""
+    probes = [
+        ProbeBatch(torch.zeros(4, 4)),
+        ProbeBatch(torch.zeros(4, 2, dtype=torch.float64)),
+        ProbeBatch(torch.zeros(4, 2, 2)),
+    ]
+    assert len({probe.fingerprint() for probe in probes}) == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.uint8, torch.complex64])
 def test_probes_of_every_type_have_a_fingerprint(dtype):
     probe = ProbeBatch(torch.ones(3, 2).to(dtype))

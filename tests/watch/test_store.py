@@ -129,7 +129,9 @@ def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
         part.write_text("new")
         seen.append(path.read_text())
 
-    write_atomically(path, write)
+    with path.open() as reader:
+        write_atomically(path, write)
+        assert reader.read() == "old", "who has it open reads on in the old one"
     assert seen == ["old"]
     assert path.read_text() == "new"
 

@@ -59,18 +59,8 @@ def test_moving_averages_are_drift_where_they_are_asked_to_be(net, probe):
     assert any("count as drift" in note for note in seen.notes)
 
 
-def test_a_smaller_weight_before_a_batchnorm_is_no_error(net, probe):
-    """The network computes the same; a linearization would call 0.8 a step of a fifth."""
-    now = copy.deepcopy(net)
-    with torch.no_grad():
-        now.conv.weight.mul_(0.8)
-        now.head.bias.add_(0.3)  # so that the outputs change at all, and linearly
-    _, _, seen = start_and_now(net, now, probe)
-    assert seen.linearization_error < 1e-3
-
-
-def test_the_error_is_that_of_the_batch_function_with_its_statistics_differentiated(net, probe):
-    """Moved across the scale of the convolution only, so that its norm needs no matching."""
+def _turned(net: ConvNet) -> ConvNet:
+    """The same network with its convolution turned, and of the same norm."""
     now = copy.deepcopy(net)
     with torch.no_grad():
         rows = net.conv.weight.flatten(1)
@@ -79,6 +69,22 @@ def test_the_error_is_that_of_the_batch_function_with_its_statistics_differentia
         there = rows + 0.3 * turn
         there *= rows.norm(dim=1, keepdim=True) / there.norm(dim=1, keepdim=True)
         now.conv.weight.copy_(there.view_as(now.conv.weight))
+    return now
+
+
+def test_a_smaller_weight_before_a_batchnorm_is_no_error(net, probe):
+    """The network computes the same; a linearization would call 0.8 a step of a fifth."""
+    turned = _turned(net)
+    smaller = copy.deepcopy(turned)
+    with torch.no_grad():
+        smaller.conv.weight.mul_(0.8)
+    errors = [start_and_now(net, now, probe)[2].linearization_error for now in (turned, smaller)]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
+
+
+def test_the_error_is_that_of_the_batch_function_with_its_statistics_differentiated(net, probe):
+    """Moved across the scale of the convolution only, so that its norm needs no matching."""
+    now = _turned(net)
     then = dict(net.named_parameters())
     step = {n: (p - then[n]).detach() for n, p in now.named_parameters()}
     # A step so short crosses none of the kinks of the ReLU.
@@ -107,6 +113,28 @@ def test_a_batchnorm_that_is_frozen_keeps_its_running_statistics(net, probe):
     assert seen.relative_kernel_change == pytest.approx(naive_relative_change(K, R), rel=1e-9)
 
 
+def test_a_buffer_that_moves_is_linearized_as_it_was_at_the_reference():
+    """f = s W x with s from 1 to 2: what the linearization leaves is (2W - W) x."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3, bias=False, **f64)
+            self.register_buffer("scale", torch.ones(1, **f64))
+
+        def forward(self, x):
+            return self.scale * self.head(x)
+
+    torch.manual_seed(0)
+    start, x = Scaled(), inputs(N, 4)
+    now = moved(start)
+    now.scale.fill_(2)
+    _, _, seen = start_and_now(start, now, ProbeBatch(x))
+    w, w0 = now.head.weight.detach(), start.head.weight.detach()
+    expected = (x @ w.T).norm() / (x @ (2 * w - w0).T).norm()
+    assert seen.linearization_error == pytest.approx(float(expected), rel=1e-10)
+
+
 def test_coupled_samples_cost_the_kernel_and_not_the_observation():
     torch.manual_seed(0)
     start, x = Attends(), inputs(N, 4)
@@ -126,7 +154,7 @@ def test_coupled_samples_cost_the_kernel_and_not_the_observation():
 
 
 def test_coupled_samples_have_a_floor_of_rounding_and_get_a_verdict():
-    """Reversed or torn apart, such a batch would compute another function, not other rounding."""
+    """Each looks at those before it: in reverse order the batch would be another function."""
     torch.manual_seed(0)
     x = inputs(40, 4)
     start = Attends()

@@ -178,6 +178,17 @@ def test_since_warmup_is_what_a_tracker_started_there_reads(start, probe):
     assert seen.anchor_step == 25
     for key in ("linearization_error", "kernel_angle", "layer_angle_median", "displacement"):
         assert getattr(seen, key) == getattr(expected, key), key
+    assert tracker.observe(now, 60).since_warmup.anchor_step == 25
+
+
+def test_the_end_of_the_warmup_observed_again_replaces_it(start, probe):
+    middle, now = moved(start), moved(start, 0.3)
+    tracker = KernelTracker(probe, warmup_steps=20)
+    tracker.observe(start, 0)
+    tracker.observe(moved(start, 0.6), 25)
+    assert tracker.observe(middle, 25).since_warmup is None
+    _, _, expected = start_and_now(middle, now, probe)
+    assert tracker.observe(now, 40).since_warmup.kernel_angle == expected.kernel_angle
 
 
 def test_a_resumed_tracker_goes_on_as_if_it_had_not_stopped(start, probe):

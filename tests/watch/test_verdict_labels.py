@@ -160,6 +160,12 @@ def test_layers_in_far_apart_bands_are_called_mixed():
     ]
 
 
+def test_the_edges_of_an_angle_belong_to_the_band_between():
+    layers = {"lower": 0.05, "upper": 0.2}
+    verdict = judge(history_of(seen(0.25, 0.1, 0.2, layer_angle=layers)))
+    assert {layer.band for layer in verdict.layers.values()} == {"transitional"}
+
+
 def test_a_qualifier_that_says_more_is_not_replaced_by_mixed():
     layers = {"a": 0.4, "b": 0.01}
     verdict = judge(history_of(seen(0.05, 0.02, 0.9, layer_angle=layers)))

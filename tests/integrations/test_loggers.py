@@ -1,0 +1,257 @@
+"""What the run's loggers get; oracle: TensorBoard's own reader of event files, and the csv module.
+
+The record of the run (``history.jsonl``) and the curves must tell the same story.
+"""
+
+import csv
+import math
+import pathlib
+
+import pytest
+from integrations.trainings import lightning, loader, mlp, module, trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from ntkwatch import NTKMonitor
+from ntkwatch.watch.history import read_history
+
+pl = lightning()
+SCALARS = {
+    "relative_kernel_change": "relative_kernel_change",
+    "kernel_scale": "kernel_scale",
+    "kernel_angle": "kernel_angle",
+    "layer_angle_median": "layer_angle_median",
+    "linearization_error": "linearization_error",
+    "effective_rank": "effective_rank",
+    "relative_displacement": "relative_displacement",
+    "target_alignment": "target_alignment",
+}
+
+
+def _fit(root, watch, loggers, *, batches=None, model=None, **settings):
+    run = trainer(pl, root, [watch], logger=loggers, **settings)
+    run.fit(module(pl) if model is None else model, loader() if batches is None else batches)
+    return run
+
+
+def _monitor(**settings) -> NTKMonitor:
+    return NTKMonitor(**{"every_n_train_steps": 2, "on_error": "raise", **settings})
+
+
+def _tensorboard(root, name="default"):
+    return pl.loggers.TensorBoardLogger(root, name=name)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """A run of two epochs under TensorBoard: the monitor, and what its event files say."""
+    root = tmp_path_factory.mktemp("tensorboard")
+    watch, logger = _monitor(), _tensorboard(root)
+    run = _fit(root, watch, logger, max_epochs=2)
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    return watch, run, events
+
+
+def test_about_ten_scalars_are_logged_under_their_documented_tags(logged):
+    watch, _, events = logged
+    tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("ntk/")}
+    expected = {*SCALARS, "top_eigenvalue_1", "strength", "overhead_share"}
+    if watch.verdict.strength.rank is None:
+        expected.remove("strength")
+    assert tags == {f"ntk/{tag}" for tag in expected}
+
+
+@pytest.mark.parametrize("tag", SCALARS)
+def test_a_curve_has_the_numbers_of_the_record(logged, tag):
+    watch, _, events = logged
+    seen = [(o.logged_step, getattr(o, SCALARS[tag])) for o in watch.history]
+    expected = [(x, value) for x, value in seen if value is not None]
+    curve = [(event.step, event.value) for event in events.Scalars(f"ntk/{tag}")]
+    assert [x for x, _ in curve] == [x for x, _ in expected]
+    assert [v for _, v in curve] == pytest.approx([v for _, v in expected], rel=1e-6, abs=1e-12)
+
+
+def test_curves_line_up_with_the_runs_own(logged):
+    """Lightning writes the loss of batch i at x = i; after that batch there are i + 1 steps."""
+    watch, _, events = logged
+    own = {event.step for event in events.Scalars("loss")}
+    steps = {o.step: o.logged_step for o in watch.history}
+    assert steps == {0: 0, 2: 1, 4: 3, 6: 5, 8: 7, 10: 9, 12: 11}
+    assert set(steps.values()) <= own
+
+
+def test_the_last_step_lines_up_too_when_training_ends_between_observations(tmp_path):
+    watch = _monitor(every_n_train_steps=5)
+    _fit(tmp_path, watch, False)
+    assert {o.step: o.logged_step for o in watch.history} == {0: 0, 5: 4, 6: 5}
+
+
+def test_accumulation_lines_up_with_the_runs_own_curves(tmp_path):
+    watch, logger = _monitor(every_n_train_steps=1), _tensorboard(tmp_path)
+    _fit(tmp_path, watch, logger, accumulate_grad_batches=2)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    own = [event.step for event in events.Scalars("loss")]
+    assert {o.step: o.logged_step for o in watch.history} == {0: 0, 1: 0, 2: 1, 3: 2}
+    assert {o.logged_step for o in watch.history} <= set(own)
+
+
+def test_the_recorded_loss_is_the_one_that_the_training_step_gave(tmp_path):
+    """Under accumulation Lightning hands callbacks a share of it."""
+    watch, model = _monitor(every_n_train_steps=1), module(pl)
+    _fit(tmp_path, watch, False, model=model, accumulate_grad_batches=2)
+    first, *later = watch.history
+    assert first.loss == first.loss_start == pytest.approx(model.curve[0], rel=1e-6)
+    means = [sum(model.curve[: 2 * o.step]) / (2 * o.step) for o in later]
+    assert [o.loss for o in later] == pytest.approx(means, rel=1e-6)
+
+
+def test_the_kernel_is_shown_as_a_picture_and_its_spectrum_as_a_histogram(logged):
+    watch, _, events = logged
+    pictures = events.Images("ntk/kernel")
+    assert 1 <= len(pictures) <= 10
+    assert (pictures[0].width, pictures[0].height) == (900, 400)
+    assert pictures[-1].encoded_image_string.startswith(b"\x89PNG")
+    histogram = events.Histograms("ntk/log10_eigenvalues")[-1].histogram_value
+    top = math.log10(watch.history[-1].top_eigenvalues[0])
+    assert histogram.max == pytest.approx(top, rel=1e-6)
+    assert 0 < histogram.num <= 48
+
+
+def test_the_verdict_is_text_with_its_evidence(logged):
+    watch, _, events = logged
+    text = events.Tensors("ntk/verdict/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert text.startswith(f"## {watch.verdict.label}")
+    for line in (watch.verdict.reason, *watch.verdict.evidence, watch.verdict.next_step):
+        assert line in text
+
+
+def test_the_custom_scalars_page_shows_tags_that_exist(logged):
+    _, _, events = logged
+    event = events.Tensors("custom_scalars__config__")[-1]
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    (category,) = layout.category
+    shown = {tag for chart in category.chart for tag in chart.multiline.tag}
+    known = {f"ntk/{tag}" for tag in (*SCALARS, "top_eigenvalue_1", "strength", "overhead_share")}
+    assert shown == known
+    assert category.title == "NTK (ntk)"
+
+
+def test_the_custom_scalars_page_can_be_left_to_the_user(tmp_path):
+    logger = _tensorboard(tmp_path)
+    _fit(tmp_path, _monitor(custom_scalars=False), logger)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert "custom_scalars__config__" not in events.Tags()["tensors"]
+    assert "ntk/kernel_angle" in events.Tags()["scalars"]
+
+
+def test_a_table_gets_a_row_for_each_observation(tmp_path):
+    logger = pl.loggers.CSVLogger(tmp_path)
+    watch = _monitor()
+    _fit(tmp_path, watch, logger)
+    with pathlib.Path(f"{logger.log_dir}/metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["ntk/kernel_angle"]]
+    assert [int(row["step"]) for row in rows] == [o.logged_step for o in watch.history]
+    angles = [float(row["ntk/kernel_angle"]) for row in rows]
+    assert angles == pytest.approx([o.kernel_angle for o in watch.history], rel=1e-12)
+    assert read_history(logger.log_dir).observations == watch.history.observations
+
+
+def test_several_loggers_all_get_the_numbers(tmp_path):
+    loggers = [_tensorboard(tmp_path), pl.loggers.CSVLogger(tmp_path)]
+    watch = _monitor()
+    _fit(tmp_path, watch, loggers)
+    events = EventAccumulator(loggers[0].log_dir)
+    events.Reload()
+    assert len(events.Scalars("ntk/kernel_angle")) == len(watch.history)
+    assert "ntk/kernel_angle" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
+
+
+def test_without_a_logger_the_record_lies_in_the_root_folder(tmp_path):
+    watch = _monitor()
+    _fit(tmp_path, watch, False)
+    assert len(read_history(tmp_path / "ntk")) == len(watch.history) == 4
+
+
+def test_a_trial_run_leaves_no_files(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    watch = _monitor()
+    with caplog.at_level("INFO"):
+        _fit(tmp_path, watch, True, fast_dev_run=2)
+    assert [o.step for o in watch.history] == [0, 2]
+    assert list(tmp_path.iterdir()) == []
+    assert "Nothing is kept of a trial run." in caplog.text
+
+
+def test_barebones_trainings_are_watched_as_well(tmp_path):
+    watch = _monitor()
+    run = pl.Trainer(
+        barebones=True,
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[watch],
+        default_root_dir=tmp_path,
+    )
+
+    class Silent(type(module(pl))):
+        def log(self, *args, **kwargs):
+            pass
+
+    model = Silent()
+    model.net = mlp()
+    run.fit(model, loader())
+    assert [o.step for o in watch.history] == [0, 2, 4, 6]
+
+
+def test_early_stopping_can_watch_a_tag(tmp_path):
+    watch = _monitor(every_n_train_steps=1)
+    stop = pl.callbacks.EarlyStopping(
+        "ntk/relative_displacement",
+        mode="max",
+        stopping_threshold=1e-6,
+        check_on_train_epoch_end=True,
+    )
+    run = trainer(pl, tmp_path, [watch, stop], max_epochs=5)
+    run.fit(module(pl), loader())
+    assert run.current_epoch == 1
+
+
+def test_a_checkpoint_can_be_kept_by_a_tag(tmp_path):
+    watch = _monitor(every_n_train_steps=1)
+    keep = pl.callbacks.ModelCheckpoint(
+        tmp_path, monitor="ntk/relative_displacement", mode="max", save_on_train_epoch_end=True
+    )
+    run = trainer(pl, tmp_path, [watch, keep], max_epochs=2, enable_checkpointing=True)
+    run.fit(module(pl), loader())
+    best = {o.step: o.relative_displacement for o in watch.history}[12]
+    assert float(keep.best_model_score) == pytest.approx(best)
+
+
+def test_a_logger_that_loses_its_server_gets_scalars_all_the_same(tmp_path):
+    class Distant(pl.loggers.logger.Logger):
+        name, version = "distant", 0
+
+        def __init__(self):
+            super().__init__()
+            self.lost, self.rows = False, []
+
+        @property
+        def experiment(self):
+            if self.lost:
+                raise ConnectionError("no server")
+            return object()
+
+        def log_metrics(self, metrics, step=None):
+            self.rows.append(metrics)
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+    watch, logger = _monitor(), Distant()
+    loses = pl.callbacks.LambdaCallback(
+        on_train_start=lambda trainer, model: setattr(logger, "lost", True)
+    )
+    trainer(pl, tmp_path, [watch, loses], logger=logger).fit(module(pl), loader())
+    assert sum("ntk/kernel_angle" in row for row in logger.rows) == len(watch.history) == 4

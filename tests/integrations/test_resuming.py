@@ -1,0 +1,214 @@
+"""Stopping and going on; oracle: the same training that was never stopped.
+
+Timings differ between any two runs; everything else must not.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from integrations.trainings import (
+    NAMESPACES,
+    data,
+    differing,
+    lightning,
+    loader,
+    mlp,
+    module,
+    remains,
+    seed_all,
+    trainer,
+)
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ntkwatch import NTKMonitor, read_history
+
+STOP = 7
+
+# Lightning's own words on where checkpoints lie.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+]
+
+
+def _numbers(history):
+    return [replace(o, seconds=0.0) for o in history]
+
+
+def _monitor(**settings) -> NTKMonitor:
+    return NTKMonitor(**{"every_n_train_steps": 5, "on_error": "raise", **settings})
+
+
+class Resumable(DataLoader):
+    """Goes on in the middle of an epoch, as Lightning asks of loaders that are resumed there."""
+
+    start = seen = 0
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        for number, batch in enumerate(super().__iter__(), start=1):
+            if number > start:
+                self.seen = number
+                yield batch
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.start = state["seen"]
+
+
+def _fit(pl, root, watch, *, checkpoint=None, model=None, **settings):
+    """Train for three epochs of six steps, unless the settings say otherwise."""
+    seed_all()
+    model = module(pl, mlp(nn.BatchNorm1d(8))) if model is None else model
+    keep = pl.callbacks.ModelCheckpoint(
+        root / "checkpoints", every_n_train_steps=STOP, save_top_k=-1, save_last=True
+    )
+    run = trainer(
+        pl,
+        root,
+        [*([] if watch is None else [watch]), keep],
+        enable_checkpointing=True,
+        **{"max_epochs": 3, **settings},
+    )
+    run.fit(model, Resumable(data(), batch_size=8), ckpt_path=checkpoint, weights_only=True)
+    return remains(model, run)
+
+
+@pytest.fixture(scope="module", params=NAMESPACES)
+def stopped(request, tmp_path_factory):
+    """A run that was never stopped, and one stopped after seven steps."""
+    pl = lightning(request.param)
+    root = tmp_path_factory.mktemp("resume")
+    whole = _monitor()
+    ended = _fit(pl, root / "whole", whole)
+    _fit(pl, root / "stopped", _monitor(), max_epochs=None, max_steps=STOP)
+    return pl, root, whole, ended
+
+
+def _last(folder):
+    (found,) = (folder / "checkpoints").glob("*step=7.ckpt")
+    return found
+
+
+def test_a_resumed_run_sees_what_one_that_never_stopped_sees(stopped, tmp_path):
+    pl, root, whole, ended = stopped
+    watch = _monitor()
+    remains = _fit(pl, tmp_path, watch, checkpoint=_last(root / "stopped"))
+    expected = {o.step: o for o in _numbers(whole.history)}
+    seen = {o.step: o for o in _numbers(watch.history)}
+    assert set(expected) == {0, 5, 10, 15, 18}
+    assert seen.pop(STOP).step == STOP  # the last step of the first part was observed, too
+    assert seen == expected
+    assert differing(ended["state"], remains["state"]) == []
+
+
+def test_a_resumed_run_has_the_whole_story_in_its_own_folder(stopped, tmp_path):
+    pl, root, _, _ = stopped
+    watch = _monitor()
+    _fit(pl, tmp_path, watch, checkpoint=_last(root / "stopped"))
+    again = read_history(tmp_path / "ntk")
+    assert again.observations == watch.history.observations
+    assert again.run.reference == "before the first update"
+    assert again.run.reference_is_start
+    kernels = {path.name for path in (tmp_path / "ntk" / "kernels").iterdir()}
+    assert {f"step={s:08d}.safetensors" for s in (0, 5, 7, 10)} <= kernels
+    before = read_history(root / "stopped" / "ntk")
+    assert [o.step for o in before] == [0, 5, 7], "the interrupted run's own file stays"
+
+
+def test_a_run_resumed_where_it_was_takes_back_what_will_happen_again(tmp_path):
+    """Killed at step 18 and resumed from a checkpoint of step 7: lines after that are set aside."""
+    pl = lightning()
+    _fit(pl, tmp_path, _monitor())
+    watch = _monitor()
+    _fit(pl, tmp_path, watch, checkpoint=_last(tmp_path), max_epochs=None, max_steps=12)
+    assert [o.step for o in read_history(tmp_path / "ntk")] == [0, 5, 10, 12]
+    kept = tmp_path / "ntk" / "history.before-resume.jsonl"
+    assert [o.step for o in read_history(kept)] == [0, 5, 10, 15, 18]
+    assert not (tmp_path / "ntk-2").exists()
+
+
+def test_our_part_of_a_checkpoint_loads_without_trust(stopped):
+    _, root, _, _ = stopped
+    checkpoint = torch.load(_last(root / "stopped"), weights_only=True)
+    (key,) = [key for key in checkpoint["callbacks"] if key.startswith("NTKMonitor")]
+    state = checkpoint["callbacks"][key]
+    assert key == "NTKMonitor{'name': 'ntk'}"
+    assert state["folder"] == str((root / "stopped" / "ntk").resolve())
+    assert len(state["losses"]) == STOP
+    assert state["loss_start"] == pytest.approx(1.1, abs=0.5)
+
+
+def test_a_checkpoint_before_the_first_observation_after_the_reference_keeps_the_first_loss(
+    tmp_path,
+):
+    """Otherwise progress would be counted from the loss at the resume."""
+    pl = lightning()
+    whole = _monitor(every_n_train_steps=100)
+    _fit(pl, tmp_path / "whole", whole)
+    first = _monitor(every_n_train_steps=100)
+
+    class Stops(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == STOP + 1:
+                raise RuntimeError("killed")
+
+    keep = pl.callbacks.ModelCheckpoint(tmp_path / "first", every_n_train_steps=STOP)
+    seed_all()
+    run = trainer(pl, tmp_path / "first", [first, keep, Stops()], enable_checkpointing=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        run.fit(module(pl, mlp(nn.BatchNorm1d(8))), loader(n=80))
+    checkpoint = torch.load(keep.best_model_path, weights_only=True)
+    state = checkpoint["callbacks"]["NTKMonitor{'name': 'ntk'}"]
+    assert state["loss_start"] == pytest.approx(whole.history[0].loss, rel=1e-6)
+
+
+def _without_state(pl, root):
+    _fit(pl, root / "unwatched", None, max_epochs=None, max_steps=STOP)
+    return _last(root / "unwatched")
+
+
+def test_resuming_a_run_that_was_not_watched_says_so_and_gives_no_verdict(tmp_path):
+    pl = lightning()
+    checkpoint = _without_state(pl, tmp_path)
+    watch = _monitor()
+    with pytest.warns(UserWarning, match=r"goes on from step 7.*its checkpoint holds none"):
+        _fit(pl, tmp_path, watch, checkpoint=checkpoint)
+    assert [o.step for o in watch.history] == [7, 10, 15, 18]
+    assert watch.verdict.label == "undetermined (reference is not the start)"
+    assert watch.history.run.reference == "step 7, where this fit began"
+
+
+@pytest.mark.parametrize("lost", ["history.jsonl", "probe.safetensors", "reference.safetensors"])
+def test_resuming_without_the_files_says_so_and_starts_over(tmp_path, lost):
+    pl = lightning()
+    _fit(pl, tmp_path / "first", _monitor(), max_epochs=None, max_steps=STOP)
+    (tmp_path / "first" / "ntk" / lost).unlink()
+    watch = _monitor()
+    with pytest.warns(UserWarning, match=r"its files \(.*first/ntk\) are gone"):
+        _fit(pl, tmp_path / "second", watch, checkpoint=_last(tmp_path / "first"))
+    assert [o.step for o in watch.history] == [7, 10, 15, 18]
+    assert watch.verdict.strength == "undetermined"
+
+
+def test_a_checkpoint_of_a_watched_run_serves_an_unwatched_one(stopped, tmp_path):
+    pl, root, _, ended = stopped
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        remains = _fit(pl, tmp_path, None, checkpoint=_last(root / "stopped"))
+    assert differing(ended["state"], remains["state"]) == []
+
+
+def test_a_learning_rate_finder_before_training_is_no_resume(tmp_path):
+    """It saves and restores a checkpoint at step 0, with our state in it."""
+    pl = lightning()
+    model = module(pl)
+    model.lr = 0.1
+    watch = _monitor()
+    find = pl.callbacks.LearningRateFinder(num_training_steps=4, update_attr=True)
+    trainer(pl, tmp_path, [find, watch]).fit(model, loader())
+    assert [o.step for o in watch.history] == [0, 5, 6]
+    assert watch.history.run.reference_is_start
