@@ -94,7 +94,9 @@ def test_each_test_starts_from_the_same_random_state(inner):
 
 def test_typecheck_refuses_a_kernel_that_is_not_square(inner):
     """Tried on a package of the same name beside the test, in a process that has not met ours."""
-    package = inner.mkpydir("ntkwatch")
+    package = inner.mkpydir("ntkwatch") / "kernel"
+    package.mkdir()
+    (package / "__init__.py").touch()
     (package / "tiny.py").write_text(
         "from jaxtyping import Float\n"
         "from torch import Tensor\n"
@@ -104,7 +106,7 @@ def test_typecheck_refuses_a_kernel_that_is_not_square(inner):
     inner.makepyfile(
         """
         import pytest, torch
-        from ntkwatch.tiny import trace
+        from ntkwatch.kernel.tiny import trace
 
         def test_a_square_passes():
             trace(torch.zeros(3, 3))

@@ -5,21 +5,19 @@ It works under ``lightning.pytorch`` and ``pytorch_lightning``, and holds no mat
 
 import importlib
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from ntkwatch.errors import InputError
 from ntkwatch.integrations.arguments import DRAWN, check_probe, check_range, resolved
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.trainer_facts import (
     averages_weights,
+    can_watch,
     loss_of,
     place_of,
-    sharded_strategy,
     total_steps,
 )
 from ntkwatch.integrations.trainer_probe import probe_from_trainer, probe_given
@@ -186,7 +184,7 @@ class NTKMonitor(_Base):
         self._run = self._folder = self._resume_state = None
         # log_dir is broadcast: every rank has to ask for it, or training hangs.
         log_dir = Path(trainer.log_dir or trainer.default_root_dir)
-        if not self._can_watch(trainer):
+        if not can_watch(trainer, self.on_error):
             return
         if trainer.fast_dev_run:  # which leaves nothing behind
             self._scratch = tempfile.TemporaryDirectory(prefix="ntkwatch-")
@@ -290,18 +288,3 @@ class NTKMonitor(_Base):
         if isinstance(self.probe, str) and self.probe in DRAWN:
             return probe_from_trainer(trainer, model, self.probe, self.probe_size)
         return probe_given(self.probe, model)
-
-    def _can_watch(self, trainer: Any) -> bool:
-        strategy = sharded_strategy(trainer)
-        if strategy is None:
-            return True
-        message = (
-            f"{strategy} keeps parameters in shards, which this version cannot differentiate per "
-            "sample, so this run is not watched. Save full checkpoints and compare empirical_ntk "
-            "of two of them instead."
-        )
-        if self.on_error == "raise":
-            raise InputError(message)
-        if trainer.is_global_zero:
-            warnings.warn(message, stacklevel=2)
-        return False

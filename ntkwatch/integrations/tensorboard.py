@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkwatch.watch.records import Observation
@@ -117,7 +118,7 @@ def log_kernel_picture(
     writer.add_image(tag, _draw_kernel(now, now - then, step), step, dataformats="HWC")
 
 
-def _draw_kernel(kernel: "np.ndarray[Any, Any]", change: "np.ndarray[Any, Any]", step: int) -> Any:
+def _draw_kernel(kernel: NDArray[np.float64], change: NDArray[np.float64], step: int) -> Any:
     # Imported here: 0.7 s that a run without TensorBoard need not pay. Never pyplot, which would
     # touch the user's backend.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

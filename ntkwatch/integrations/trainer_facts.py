@@ -1,10 +1,20 @@
 """What only Lightning knows about a run, read from public trainer attributes, one counter apart."""
 
+import warnings
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["averages_weights", "loss_of", "place_of", "sharded_strategy", "total_steps"]
+from ntkwatch.errors import InputError
+
+__all__ = [
+    "averages_weights",
+    "can_watch",
+    "loss_of",
+    "place_of",
+    "sharded_strategy",
+    "total_steps",
+]
 
 # By name, since every strategy class exists once in each of the two namespaces.
 _SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
@@ -59,6 +69,35 @@ def sharded_strategy(trainer: Any) -> str | None:
     kinds = {kind.__name__ for kind in type(strategy).__mro__}
     sharded = kinds & set(_SHARDED) or getattr(strategy, "zero_stage_3", False)
     return type(strategy).__name__ if sharded else None
+
+
+def can_watch(trainer: Any, on_error: str) -> bool:
+    """Return whether the strategy keeps whole parameters; warn or raise if it does not.
+
+    Args:
+        trainer: Lightning trainer.
+        on_error: "warn" or "raise".
+
+    Returns:
+        True if it does.
+
+    Raises:
+        InputError: If it does not and ``on_error`` is "raise"; on every process, so that none
+            waits for another.
+    """
+    strategy = sharded_strategy(trainer)
+    if strategy is None:
+        return True
+    message = (
+        f"{strategy} keeps parameters in shards, which this version cannot differentiate per "
+        "sample, so this run is not watched. Save full checkpoints and compare empirical_ntk of "
+        "two of them instead."
+    )
+    if on_error == "raise":
+        raise InputError(message)
+    if trainer.is_global_zero:
+        warnings.warn(message, stacklevel=3)
+    return False
 
 
 def averages_weights(trainer: Any) -> bool:

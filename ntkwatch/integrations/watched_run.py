@@ -3,18 +3,18 @@
 No training framework is known here: a callback tells it where training is and hands it the model.
 """
 
+import shlex
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ntkwatch.integrations.gathering import Gathering
+from ntkwatch.integrations.losses import Losses
 from ntkwatch.integrations.mishaps import Mishaps, in_words, say
 from ntkwatch.integrations.outlet import Outlet
 from ntkwatch.integrations.resumption import free_folder, take_up
@@ -30,7 +30,6 @@ from ntkwatch.watch.verdict import Verdict, judge
 
 __all__ = ["WatchedRun"]
 
-_LOSS_WINDOW = 20  # batches that the training loss is averaged over
 _WARMUP_SHARE = 0.01  # of all steps, if that is more than the tracker's own warm-up
 
 
@@ -77,9 +76,9 @@ class WatchedRun:
         self._tracker: KernelTracker | None = None
         self._total_steps: int | None = None
         self._first_step = 0
+        self._tried: int | None = None
         self._gathering: Gathering | None = None
-        self._losses: deque[Tensor] = deque(maxlen=_LOSS_WINDOW)
-        self._loss_start: Tensor | None = None
+        self._losses = Losses()
         self._finished = False
 
     @property
@@ -101,12 +100,10 @@ class WatchedRun:
         """Return what a resumed run needs to go on from here: plain values only."""
         if self._tracker is None or not self.has_reference:
             return {}
-        losses = self._recent_losses()
         first = self._tracker.loss_start
-        if first is None and self._loss_start is not None:
-            first = float(self._loss_start)
+        first = self._losses.first if first is None else first
         folder = str(self.files.folder.resolve())
-        return {"folder": folder, "loss_start": first, "losses": losses.tolist()}
+        return {"folder": folder, "loss_start": first, "losses": self._losses.recent}
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -168,11 +165,8 @@ class WatchedRun:
         self._timed(model, first, **gathering.place, state=state, reference=True)
 
     def note_loss(self, loss: Tensor | None) -> None:
-        """Keep the training step's loss as a tensor: reading it would wait for the device."""
-        if loss is not None and loss.numel() == 1:
-            self._losses.append(loss.detach().clone())
-            if self._loss_start is None:
-                self._loss_start = self._losses[0]
+        """Keep the training step's loss."""
+        self._losses.note(loss)
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
@@ -184,7 +178,8 @@ class WatchedRun:
     def observe_last(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe the end of training, unless that was done just now."""
         self.take_gathered_reference(model)
-        if self.has_reference and (len(self.history) == 0 or self.history[-1].step != step):
+        seen = self.history[-1].step if len(self.history) else None
+        if self.has_reference and step not in (seen, self._tried):
             self._timed(model, step, **place, last=True)
 
     def finish(self) -> None:
@@ -196,7 +191,7 @@ class WatchedRun:
         with self._mishaps.unwritten("the verdict and the report"):
             self._outlet.finish(self._tracker, verdict, self.files)
         folder = self.files.folder
-        where = f"See {folder / 'report.html'} or run: ntkwatch report {folder}"
+        where = f"See {folder / 'report.html'} or run: ntkwatch report {shlex.quote(str(folder))}"
         say(
             f"ntkwatch: {verdict.label} (step {verdict.step}, {len(self.history)} "
             f"observations, {self._budget.spent:.1f} s or {self._budget.share:.1%} of the time). "
@@ -205,7 +200,7 @@ class WatchedRun:
 
     def let_go(self) -> None:
         """Free what was only needed while training."""
-        self._losses.clear()
+        self._losses.let_go()
         self._gathering = None
 
     # Failures. ------------------------------------------------------------------------------------
@@ -265,7 +260,7 @@ class WatchedRun:
         self._tracker.resume(earlier.history, earlier.start, earlier.warmup)
         if self._tracker.loss_start is None and interrupted.get("loss_start") is not None:
             self._tracker.note_start_loss(interrupted["loss_start"])
-        self._losses.extend(torch.tensor(loss) for loss in interrupted.get("losses", ()))
+        self._losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
         with self._mishaps.unwritten("the chart layout"):
             self._outlet.lay_out()
@@ -286,9 +281,10 @@ class WatchedRun:
         assert self._tracker is not None
         tracker = self._tracker
         is_first, warmup = tracker.reference is None, tracker.warmup
+        self._tried = step
         self._schedule.done(step)
         self._learn_start_loss(tracker)
-        loss = tracker.loss_start if is_first else self._mean_loss()
+        loss = tracker.loss_start if is_first else self._losses.mean
         observation = tracker.observe(model, step, loss=loss, **place)
         self._mishaps.observed()
         before, self.verdict = self.verdict, judge(tracker.history)
@@ -308,23 +304,9 @@ class WatchedRun:
 
     def _learn_start_loss(self, tracker: KernelTracker) -> None:
         """The first batch's loss is that of the reference, but is known only after it was taken."""
-        if tracker.loss_start is not None or self._loss_start is None:
+        if tracker.loss_start is not None or self._losses.first is None:
             return
-        tracker.note_start_loss(float(self._loss_start))
+        tracker.note_start_loss(self._losses.first)
         if tracker.reference is not None:
             with self._mishaps.unwritten("the loss at the start"):
                 self.files.rewrite(tracker.history)
-
-    def _mean_loss(self) -> float | None:
-        return float(self._recent_losses().mean()) if self._losses else None
-
-    def _recent_losses(self) -> Tensor:
-        """The last batches' losses in one tensor: one wait for the device."""
-        if not self._losses:
-            return torch.zeros(0)
-        device = self._losses[-1].device
-        return torch.stack([_scalar(loss).to(device) for loss in self._losses])
-
-
-def _scalar(loss: Tensor) -> Tensor:
-    return loss.flatten()[0].float()

@@ -31,7 +31,7 @@ class Alignment(NamedTuple):
 
 
 def target_matrix(
-    targets: Int[Tensor, " n"] | Float[Tensor, " n *c"], *, device: torch.device
+    targets: Int[Tensor, " n *c"] | Float[Tensor, " n *c"], *, device: torch.device
 ) -> Float[Tensor, "n c"]:
     """Return targets as a centred matrix: one-hot for class labels, as they are for regression.
 

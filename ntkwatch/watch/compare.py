@@ -17,6 +17,7 @@ from ntkwatch.jacobian.linearize import OutputsOf, jacobian_vector_product
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.kernel.bootstrap import (
     angle_samples,
+    bootstrap_weights,
     central_interval,
     relative_change_samples,
     residual_ratio_samples,
@@ -32,12 +33,24 @@ from ntkwatch.kernel.drift import (
 from ntkwatch.kernel.gram import offdiag, widest_float
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.measure import Measurement, linearized_function
+from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Reading
 
-__all__ = ["compare"]
+__all__ = ["compare", "replicates"]
 
 # Off-diagonals below this share of the kernel are noise (whitened inputs).
 _OFFDIAG_SHARE = 0.05
+_DRAWS = 200  # bootstrap replicates: the ends of a 95 % interval then scatter by a tenth of it
+# A class of k points that keeps its size varies by 1 - 1/k as much as it should.
+_PER_CLASS = 4
+
+
+def replicates(probe: ProbeBatch) -> Tensor:
+    """Return bootstrap weights of a probe's points, class by class where classes are not tiny."""
+    labels = probe.targets if probe.has_classes else None
+    if labels is not None and len(labels) < _PER_CLASS * len(labels.unique()):
+        labels = None
+    return bootstrap_weights(len(probe), _DRAWS, strata=labels)
 
 
 def compare(

@@ -58,8 +58,9 @@ class History:
 
     def add(self, observation: Observation) -> None:
         """Take in one observation; the same step again replaces the first."""
+        newest = next(reversed(self._by_step), observation.step)
         self._by_step[observation.step] = observation
-        if len(self._by_step) > 1:
+        if observation.step < newest:
             self._by_step = dict(sorted(self._by_step.items()))
 
     def start_over(self, run: RunInfo) -> None:

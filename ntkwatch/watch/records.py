@@ -6,7 +6,8 @@ nothing of how its numbers were computed; ``left_out`` says why a number is miss
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["SCHEMA", "Gap", "Observation", "Reading", "RunInfo"]
 
@@ -181,14 +182,16 @@ def observation_from_plain(plain: dict[str, Any]) -> Observation:
         The observation.
 
     Raises:
-        TypeError: If a required key is missing.
+        TypeError: If a required key is missing, or a value is not of its kind.
     """
     values = _reading_values(plain, Observation)
     if isinstance(plain.get("since_warmup"), dict):
-        values["since_warmup"] = Reading(**_reading_values(plain["since_warmup"], Reading))
+        values["since_warmup"] = Reading(
+            **_checked(_reading_values(plain["since_warmup"], Reading), Reading)
+        )
     for key in ("top_eigenvalues", "notes"):
         values[key] = tuple(values.get(key, ()))
-    return Observation(**values)
+    return Observation(**_checked(values, Observation))
 
 
 def _reading_values(plain: dict[str, Any], kind: type[Reading]) -> dict[str, Any]:
@@ -196,6 +199,30 @@ def _reading_values(plain: dict[str, Any], kind: type[Reading]) -> dict[str, Any
     values = {key: value for key, value in plain.items() if key in names}
     values["intervals"] = {key: tuple(pair) for key, pair in plain.get("intervals", {}).items()}
     return values
+
+
+def _checked(values: dict[str, Any], kind: type[Reading]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if not _fits(value, hints[key]):
+            raise TypeError(f"{key} is {value!r}, which is not {hints[key]}")
+    return values
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of an annotated kind."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(part, inner[1]) for part in value.values())
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        fits = isinstance(value, tuple) and len(value) == len(kinds)
+        return fits and all(map(_fits, value, kinds))
+    if isinstance(value, bool) or kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def run_info_from_plain(plain: dict[str, Any]) -> RunInfo:

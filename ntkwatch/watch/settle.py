@@ -3,36 +3,86 @@
 Nothing is measured here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError, KernelMismatchError, SelectionError
-from ntkwatch.jacobian.functional import Params
+from ntkwatch.jacobian.batchnorm import moving_batchnorms
+from ntkwatch.jacobian.forward import ForwardFn
+from ntkwatch.jacobian.functional import Params, jacobian_dtype
 from ntkwatch.jacobian.outputs import OutputsSpec
-from ntkwatch.jacobian.parameters import clean_name, parameters_of
-from ntkwatch.jacobian.spec import KernelSpec
+from ntkwatch.jacobian.parameters import clean_name, parameters_of, select_parameters
+from ntkwatch.jacobian.spec import BatchNormMode, EngineName, KernelSpec
 from ntkwatch.watch.anchors import Anchor
+from ntkwatch.watch.measure import Settings
 
-__all__ = ["check_same_model", "check_same_settings", "for_targets", "kept_state"]
+__all__ = ["Wanted", "check_same_model", "check_same_settings", "kept_state", "settle"]
 
 # Settings in which two kernels must agree to be compared.
 _COMPARABLE = ("outputs", "output_shape", "batchnorm")
 
 
-def for_targets(outputs: OutputsSpec, targets: Tensor | None) -> OutputsSpec:
-    """Return the setting of outputs for a kind of targets.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a user asked for, before there is a model to settle it on.
+
+    Attributes:
+        params: Names or patterns of parameters, or None.
+        outputs: Setting of outputs.
+        forward: How to call the model, or None.
+        engine: Engine.
+        batchnorm: Statistics of moving BatchNorms.
+        budget: Bytes.
+        dtype: Of the Jacobian, or None.
+    """
+
+    params: str | Sequence[str] | None
+    outputs: OutputsSpec
+    forward: ForwardFn | None
+    engine: EngineName
+    batchnorm: BatchNormMode
+    budget: int
+    dtype: torch.dtype | None
+
+
+def settle(
+    model: nn.Module, wanted: Wanted, targets: Tensor | None, resumed: Mapping[str, Any] | None
+) -> Settings:
+    """Return the settings of all observations of a run.
 
     Args:
-        outputs: As the user gave it.
+        model: The model at the reference, or where a run goes on.
+        wanted: What the user asked for.
         targets: Of the probe.
+        resumed: Settings that an interrupted run had, which go on: what trains may change between
+            a stop and a resume.
 
     Returns:
-        The same, but with plain random directions where targets are values: the part of the
-        outputs that all classes share means nothing to softmax and much to a regression.
+        The settings.
     """
+    if resumed is None:
+        names, moving = list(select_parameters(model, wanted.params)), moving_batchnorms(model)
+    else:
+        names = list(resumed["params"])
+        moving = list(resumed.get("batchnorms", moving_batchnorms(model)))
+    return Settings(
+        names=tuple(names),
+        moving=tuple(moving),
+        batchnorm=wanted.batchnorm,
+        forward=wanted.forward,
+        outputs=_for_targets(wanted.outputs, targets),
+        engine=wanted.engine,
+        budget=wanted.budget,
+        dtype=jacobian_dtype(parameters_of(model), wanted.dtype),
+    )
+
+
+def _for_targets(outputs: OutputsSpec, targets: Tensor | None) -> OutputsSpec:
+    """Plain random directions where targets are values: what all outputs share means much there."""
     regression = targets is not None and targets.is_floating_point()
     if not regression or not isinstance(outputs, str) or outputs.endswith(":plain"):
         return outputs

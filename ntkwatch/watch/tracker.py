@@ -14,32 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
-from ntkwatch.jacobian.batchnorm import moving_batchnorms
 from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.jacobian.forward import ForwardFn
-from ntkwatch.jacobian.functional import jacobian_dtype
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
-from ntkwatch.jacobian.parameters import (
-    check_finite_parameters,
-    parameters_of,
-    select_parameters,
-)
+from ntkwatch.jacobian.parameters import check_finite_parameters, parameters_of
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.jacobian.undisturbed import undisturbed
-from ntkwatch.kernel.bootstrap import bootstrap_weights
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.compare import compare
+from ntkwatch.watch.apart import apart
+from ntkwatch.watch.compare import compare, replicates
 from ntkwatch.watch.describe import notes_on, run_info
 from ntkwatch.watch.history import History
 from ntkwatch.watch.measure import Measurement, Settings, measure, noise_floor
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation, Reading
 from ntkwatch.watch.settle import (
+    Wanted,
     check_same_model,
     check_same_settings,
-    for_targets,
     kept_state,
+    settle,
 )
 from ntkwatch.watch.standing import standing_numbers
 
@@ -47,9 +42,6 @@ __all__ = ["KernelTracker", "Metrics"]
 
 Metrics = Literal["minimal", "standard"]
 
-_DRAWS = 200  # bootstrap replicates: the ends of a 95 % interval then scatter by a tenth of it
-# A class of k points that keeps its size varies by 1 - 1/k as much as it should.
-_PER_CLASS = 4
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
 
 
@@ -120,9 +112,15 @@ class KernelTracker:
         self.probe = probe
         self.warmup_steps = warmup_steps
         self.history = History()
-        self._forward, self._params, self._dtype = forward, params, dtype
-        self._outputs, self._engine, self._batchnorm = outputs, engine, batchnorm
-        self._budget = parse_bytes(memory_budget)
+        self._wanted = Wanted(
+            params=params,
+            outputs=outputs,
+            forward=forward,
+            engine=engine,
+            batchnorm=batchnorm,
+            budget=parse_bytes(memory_budget),
+            dtype=dtype,
+        )
         self._top_k, self._metrics = top_k, metrics
         self._reference_words: dict[str, Any] = {
             "reference": reference,
@@ -255,9 +253,9 @@ class KernelTracker:
         is_reference: bool,
     ) -> "_Seen":
         """Measure and compare, without changing what the tracker knows."""
-        is_first = is_reference or self._settings is None
-        settings = self._settle(model) if is_first else self._settings
-        assert settings is not None
+        settings, is_first = self._settings, is_reference or self._settings is None
+        if settings is None or is_reference:
+            settings = settle(model, self._wanted, self.probe.targets, self._resumed)
         tensors: dict[str, Tensor] | None = None
         params: Mapping[str, Tensor] = parameters_of(model)
         if state is not None:
@@ -265,8 +263,8 @@ class KernelTracker:
         if not is_reference and self._start is not None:
             check_same_model(model, self._start)
         check_finite_parameters(params)
-        weights = self._weights()
-        with undisturbed(model):
+        weights = None if self._metrics == "minimal" else replicates(self.probe)
+        with undisturbed(model), apart(model):
             now = measure(model, self.probe.inputs, settings, first=is_first, state=tensors)
             if self._resumed is not None:
                 check_same_settings(now.problem.spec, self._resumed)
@@ -279,31 +277,6 @@ class KernelTracker:
         without = now.left_out.get("kernel") if start.kernel is None else None
         settings = replace(settings, no_kernel=without)
         return _Seen(settings, now, start, floors, reading, since_warmup)
-
-    def _settle(self, model: nn.Module) -> Settings:
-        if self._resumed is None:
-            names, moving = list(select_parameters(model, self._params)), moving_batchnorms(model)
-        else:  # what trains may change between a stop and a resume
-            names = list(self._resumed["params"])
-            moving = list(self._resumed.get("batchnorms", moving_batchnorms(model)))
-        return Settings(
-            names=tuple(names),
-            moving=tuple(moving),
-            batchnorm=self._batchnorm,
-            forward=self._forward,
-            outputs=for_targets(self._outputs, self.probe.targets),
-            engine=self._engine,
-            budget=self._budget,
-            dtype=jacobian_dtype(parameters_of(model), self._dtype),
-        )
-
-    def _weights(self) -> Tensor | None:
-        if self._metrics == "minimal":
-            return None
-        labels = self.probe.targets if self.probe.has_classes else None
-        if labels is not None and len(labels) < _PER_CLASS * len(labels.unique()):
-            labels = None
-        return bootstrap_weights(len(self.probe), _DRAWS, strata=labels)
 
     def _remember(self, seen: "_Seen", step: int, *, is_reference: bool) -> None:
         self._settings, self._kernel = seen.settings, seen.now.kernel

@@ -48,7 +48,7 @@ def judge_use(history: History, bands: Bands) -> Use:
     norms = _norm_ratios(first, last)
     said = []
     if rise is not None:
-        said.append(f"target alignment rose by {number(rise)} permutation s.d.")
+        said.append(f"target alignment changed by {number(rise, signed=True)} permutation s.d.")
     if norms:
         said.append(
             "trace-normalised norm of the targets x"

@@ -129,14 +129,13 @@ def test_one_direction_at_a_time_never_makes_all_of_them():
         (1000, 1000),
         ("10b", 10),
         ("1KB", 1000),
-        (2.0, 2),
     ],
 )
 def test_sizes_are_read_as_people_write_them(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "1 XiB", "-1", "1e9", "MiB", None])
+@pytest.mark.parametrize("text", ["", "much", "1 XiB", "-1", "1e9", "MiB"])
 def test_what_is_no_size_is_refused_with_an_example(text):
     with pytest.raises(InputError, match=r'is not a size.*"512MiB"'):
         parse_bytes(text)

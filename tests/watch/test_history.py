@@ -203,3 +203,30 @@ def test_a_run_further_down_is_pointed_at(tmp_path):
     _file(folder, RUN)
     with pytest.raises(HistoryError, match=r"Deeper down there is: .*version_0/ntk"):
         find_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss", "a"),
+        ("step", 1.5),
+        ("layer_angle", [1]),
+        ("layer_angle", {"fc": "wide"}),
+        ("top_eigenvalues", ["1"]),
+        ("intervals", {"kernel_angle": [1]}),
+        ("since_warmup", {"anchor_step": "0"}),
+        ("trace", True),
+    ],
+)
+def test_a_value_of_the_wrong_kind_costs_its_line_only(tmp_path, key, value):
+    path = tmp_path / "history.jsonl"
+    append_record(path, RunInfo())
+    for step in (0, 1):
+        append_record(path, _observation(step))
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), key: value})
+    path.write_text("\n".join(lines) + "\n")
+    history = read_history(path)
+    assert [seen.step for seen in history] == [1]
+    assert len(history.problems) == 1
+    assert "line 2" in history.problems[0]

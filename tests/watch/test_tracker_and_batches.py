@@ -113,6 +113,27 @@ def test_a_batchnorm_that_is_frozen_keeps_its_running_statistics(net, probe):
     assert seen.relative_kernel_change == pytest.approx(naive_relative_change(K, R), rel=1e-9)
 
 
+@pytest.fixture
+def in_a_group(tmp_path):
+    """This process as the only one of a group: in a parallel training every process is in one."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_synchronised_batchnorm_waits_for_nobody(net, probe, in_a_group):
+    """On the processor it refuses to synchronise at all, which shows that nothing asked it to."""
+    together = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+    with pytest.raises(ValueError, match="to be on GPU"):
+        together(probe.inputs)
+    _, _, seen = start_and_now(together, moved(together), probe)
+    _, _, expected = start_and_now(net, moved(net), probe)
+    assert seen.linearization_error == expected.linearization_error
+    assert seen.kernel_angle == expected.kernel_angle
+    assert "forward" not in together.norm.__dict__
+
+
 def test_a_buffer_that_moves_is_linearized_as_it_was_at_the_reference():
     """f = s W x with s from 1 to 2: what the linearization leaves is (2W - W) x."""
 

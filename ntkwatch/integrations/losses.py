@@ -1,0 +1,54 @@
+"""The training loss of the last batches, kept on the device until somebody asks."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Losses"]
+
+_WINDOW = 20  # batches that the training loss is averaged over
+
+
+class Losses:
+    """Keeps the first loss and the last ones as tensors: reading one would wait for the device."""
+
+    def __init__(self) -> None:
+        self._last: deque[Tensor] = deque(maxlen=_WINDOW)
+        self._first: Tensor | None = None
+
+    def note(self, loss: Tensor | None) -> None:
+        """Keep the loss of a batch, unless there is none or it is no number."""
+        if loss is not None and loss.numel() == 1:
+            self._last.append(loss.detach().clone().flatten()[0].float())
+            if self._first is None:
+                self._first = self._last[0]
+
+    def put_back(self, losses: Sequence[float]) -> None:
+        """Go on after an interrupted run's last losses."""
+        self._last.extend(torch.tensor(loss) for loss in losses)
+
+    def let_go(self) -> None:
+        """Forget everything."""
+        self._last.clear()
+        self._first = None
+
+    @property
+    def first(self) -> float | None:
+        """The first batch's loss of this fit, or None."""
+        return None if self._first is None else float(self._first)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the last batches, or None before the first."""
+        return float(self._together().mean()) if self._last else None
+
+    @property
+    def recent(self) -> list[float]:
+        """The last batches' losses."""
+        return self._together().tolist() if self._last else []
+
+    def _together(self) -> Tensor:
+        device = self._last[-1].device
+        return torch.stack([loss.to(device) for loss in self._last])

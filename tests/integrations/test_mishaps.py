@@ -1,0 +1,241 @@
+"""What happens when the monitor fails; oracle: the training, which must end as if nothing had been.
+
+Failures here are real ones: forwards that raise, disks that are full, loggers that are gone.
+"""
+
+import warnings
+
+import pytest
+import torch
+from integrations.trainings import differing, lightning, loader, module, remains, seed_all, trainer
+from torch import nn
+
+from ntkwatch import NTKMonitor, read_history
+from ntkwatch.errors import InputError, NtkwatchError
+
+pl = lightning()
+
+
+class Moody(nn.Module):
+    """Works in training, and raises in evaluation while ``broken`` holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+        self.broken = False
+
+    def forward(self, x):
+        if self.broken and not self.training:
+            raise RuntimeError("not today")
+        return self.head(x)
+
+
+class Breaks(pl.Callback):
+    """Breaks the network between two steps."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        pl_module.net.broken = self.first <= trainer.global_step + 1 <= self.last
+
+
+def _ended(root, callbacks, **settings):
+    seed_all()
+    torch.manual_seed(0)
+    model = module(pl, Moody())
+    ended = trainer(pl, root, callbacks, **{"max_epochs": 2, **settings})
+    ended.fit(model, loader())
+    return remains(model, ended)
+
+
+def _and_said(run):
+    """What a run returns, and what it was warned of by us."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        returned = run()
+    return returned, [str(w.message) for w in caught if "ntkwatch" in str(w.message)]
+
+
+def _monitor(**settings) -> NTKMonitor:
+    return NTKMonitor(**{"every_n_train_steps": 1, **settings})
+
+
+def test_a_failing_observation_costs_one_warning_and_leaves_a_gap(tmp_path):
+    watch = _monitor()
+    watched, said = _and_said(lambda: _ended(tmp_path / "watched", [Breaks(3, 4), watch]))
+    assert len(said) == 1
+    assert said[0].startswith("ntkwatch could not observe step 3: ")
+    assert "not today" in said[0]
+    assert said[0].endswith("Training goes on.")
+    assert [o.step for o in watch.history] == [0, 1, 2, *range(5, 13)]
+    assert [gap.step for gap in watch.history.gaps] == [3, 4]
+    assert [gap.step for gap in read_history(tmp_path / "watched").gaps] == [3, 4]
+    assert differing(watched, _ended(tmp_path / "alone", [Breaks(3, 4)])) == []
+
+
+def test_after_three_failures_in_a_row_it_stands_down(tmp_path):
+    watch = _monitor()
+    watched, said = _and_said(lambda: _ended(tmp_path / "watched", [Breaks(3, 99), watch]))
+    assert len(said) == 2
+    assert said[1].endswith("This run is not watched any further.")
+    assert [o.step for o in watch.history] == [0, 1, 2]
+    assert [gap.step for gap in watch.history.gaps] == [3, 4, 5]
+    assert watch.verdict.label == "undetermined (last observation failed)"
+    assert (tmp_path / "watched" / "ntk" / "report.html").is_file()
+    assert differing(watched, _ended(tmp_path / "alone", [])) == []
+
+
+def test_failures_that_are_not_in_a_row_do_not_add_up(tmp_path):
+    class OnAndOff(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            pl_module.net.broken = trainer.global_step % 2 == 1
+
+    watch = _monitor()
+    with pytest.warns(UserWarning, match="could not observe"):
+        _ended(tmp_path, [OnAndOff(), watch])
+    assert [o.step for o in watch.history] == [0, 1, 3, 5, 7, 9, 11]
+    assert [gap.step for gap in watch.history.gaps] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_failing_last_observation_still_leaves_verdict_and_report(tmp_path):
+    watch = _monitor(every_n_train_steps=5)
+    with pytest.warns(UserWarning, match="could not observe step 12"):
+        _ended(tmp_path, [Breaks(11, 99), watch])
+    assert watch.verdict.label == "undetermined (last observation failed)"
+    assert (tmp_path / "ntk" / "verdict.json").is_file()
+
+
+def test_failures_are_raised_where_that_is_asked_for(tmp_path):
+    with pytest.raises(NtkwatchError, match="not today"):
+        _ended(tmp_path, [Breaks(3, 3), _monitor(on_error="raise")])
+    assert [o.step for o in read_history(tmp_path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("where", ["probe", "reference"])
+def test_a_run_that_cannot_be_begun_costs_one_warning(tmp_path, where):
+    """A forward that cannot be guessed, and a probe that is not there."""
+    settings = {"reference": {"probe": torch.rand(40, 7)}, "probe": {"probe": "gone.safetensors"}}
+    watch = _monitor(**settings[where])
+    watched, said = _and_said(lambda: _ended(tmp_path / "watched", [watch]))
+    assert len(said) == 1
+    assert said[0].endswith("This run is not watched any further.")
+    assert len(watch.history) == 0
+    assert watch.verdict is None
+    assert not (tmp_path / "watched" / "ntk").exists()
+    assert differing(watched, _ended(tmp_path / "alone", [])) == []
+
+
+class Fails(pl.loggers.logger.Logger):
+    """A logger that breaks at its second row of ours."""
+
+    name, version = "fails", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    @property
+    def experiment(self):
+        return None
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows += "ntk/kernel_angle" in metrics
+        if self.rows == 2 and "ntk/kernel_angle" in metrics:
+            raise ConnectionError("no server")
+
+
+def test_a_logger_that_fails_costs_neither_the_observation_nor_the_other_loggers(tmp_path):
+    watch = _monitor()
+    loggers = [Fails(), pl.loggers.CSVLogger(tmp_path)]
+    _, said = _and_said(lambda: _ended(tmp_path, [watch], logger=loggers, max_epochs=1))
+    assert len(said) == 1
+    assert "what it saw at step 1: ConnectionError: no server." in said[0]
+    assert [o.step for o in watch.history] == list(range(7))
+    assert watch.history.gaps == []
+    (table,) = tmp_path.glob("**/metrics.csv")
+    assert table.read_text().count("\n") >= 7
+    assert loggers[0].rows == 7
+    assert len(read_history(next(tmp_path.glob("**/ntk")))) == 7
+
+
+def test_a_folder_that_cannot_be_written_to_costs_one_warning(tmp_path):
+    """A file stands where the folder should be: every write fails, and nothing else."""
+    (tmp_path / "taken").write_text("")
+    watch = _monitor(dirpath=tmp_path / "taken" / "ntk")
+    watched, said = _and_said(lambda: _ended(tmp_path / "watched", [watch]))
+    assert len(said) == 1
+    assert "could not hand over" in said[0]
+    assert len(watch.history) == 13
+    assert watch.verdict.strength in ("static", "lazy", "undetermined")
+    assert differing(watched, _ended(tmp_path / "alone", [])) == []
+
+
+def test_a_users_own_function_may_fail_without_losing_the_observation(tmp_path):
+    def fails(verdict):
+        raise ValueError(f"I do not like {verdict.strength}")
+
+    watch = _monitor(on_verdict=fails, probe_size=40)
+    _, said = _and_said(lambda: _ended(tmp_path, [watch]))
+    assert len(said) == 1
+    assert "ValueError: I do not like static" in said[0]
+    assert len(watch.history) == 13
+    assert watch.history.gaps == []
+
+
+def test_a_users_function_is_called_when_the_strength_changes(tmp_path):
+    told = []
+    watch = _monitor(on_verdict=told.append, probe_size=40)
+    _ended(tmp_path, [watch])
+    strengths = [verdict.strength for verdict in told]
+    assert strengths == ["static"], "a linear model is static as soon as the loss has fallen"
+    assert told[0].step < watch.verdict.step
+
+
+def test_weights_that_diverge_are_a_gap_with_the_advice_to_lower_the_rate(tmp_path):
+    class Diverges(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 2:
+                with torch.no_grad():
+                    pl_module.net.head.weight.fill_(torch.nan)
+
+    watch = _monitor()
+    with pytest.warns(UserWarning, match="Lower the learning rate"):
+        _ended(tmp_path, [Diverges(), watch], max_epochs=1)
+    assert [gap.step for gap in watch.history.gaps] == [2, 3, 4]
+    assert watch.verdict.strength == "undetermined"
+
+
+def test_a_strategy_that_shards_parameters_is_refused_politely(tmp_path):
+    """Its class is known by name, since every strategy exists once in each namespace."""
+
+    class ModelParallelStrategy(pl.strategies.SingleDeviceStrategy):
+        pass
+
+    watch = _monitor()
+    run = trainer(pl, tmp_path, [watch], strategy=ModelParallelStrategy("cpu"))
+    with pytest.warns(UserWarning, match="ModelParallelStrategy keeps parameters in shards"):
+        run.fit(module(pl), loader())
+    assert len(watch.history) == 0
+    strict = trainer(
+        pl, tmp_path, [_monitor(on_error="raise")], strategy=ModelParallelStrategy("cpu")
+    )
+    with pytest.raises(InputError, match="keeps parameters in shards"):
+        strict.fit(module(pl), loader())
+
+
+def test_deepspeeds_third_stage_is_refused_and_its_second_is_not():
+    from types import SimpleNamespace
+
+    from ntkwatch.integrations.trainer_facts import sharded_strategy
+
+    class DeepSpeedStrategy:
+        def __init__(self, stage):
+            self.zero_stage_3 = stage == 3
+
+    third = SimpleNamespace(strategy=DeepSpeedStrategy(3))
+    assert sharded_strategy(third) == "DeepSpeedStrategy"
+    assert sharded_strategy(SimpleNamespace(strategy=DeepSpeedStrategy(2))) is None
