@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from oracles import (
     ORACLES,
     dense_jacobian,
@@ -20,7 +22,6 @@ from oracles import (
     naive_relative_change,
     naive_scale,
 )
-from torch import nn
 
 
 def _assert_equal_to(actual, expected, tolerance):

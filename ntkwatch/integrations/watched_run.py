@@ -258,8 +258,7 @@ class WatchedRun:
         self.files = earlier.files
         self._tracker = self._new_tracker(earlier.probe)
         self._tracker.resume(earlier.history, earlier.start, earlier.warmup)
-        if self._tracker.loss_start is None and interrupted.get("loss_start") is not None:
-            self._tracker.note_start_loss(interrupted["loss_start"])
+        self._tell_start_loss(interrupted.get("loss_start"))
         self._losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
         with self._mishaps.unwritten("the chart layout"):
@@ -283,7 +282,7 @@ class WatchedRun:
         is_first, warmup = tracker.reference is None, tracker.warmup
         self._tried = step
         self._schedule.done(step)
-        self._learn_start_loss(tracker)
+        self._tell_start_loss(self._losses.first)
         loss = tracker.loss_start if is_first else self._losses.mean
         observation = tracker.observe(model, step, loss=loss, **place)
         self._mishaps.observed()
@@ -302,11 +301,12 @@ class WatchedRun:
             with self._mishaps.unwritten("the verdict"):
                 self._on_verdict(self.verdict)
 
-    def _learn_start_loss(self, tracker: KernelTracker) -> None:
+    def _tell_start_loss(self, loss: float | None) -> None:
         """The first batch's loss is that of the reference, but is known only after it was taken."""
-        if tracker.loss_start is not None or self._losses.first is None:
+        tracker = self._tracker
+        if tracker is None or tracker.loss_start is not None or loss is None:
             return
-        tracker.note_start_loss(self._losses.first)
+        tracker.note_start_loss(loss)
         if tracker.reference is not None:
             with self._mishaps.unwritten("the loss at the start"):
                 self.files.rewrite(tracker.history)

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import nn
@@ -133,13 +134,16 @@ def _check_result_size(problem: Problem, other: Inputs | None, budget: int) -> N
 
 
 def _say_if_random(reduction: Reduction) -> None:
-    """Python shows one warning per calling line, so a loop over checkpoints says it once."""
-    if not reduction.name.startswith("random"):
-        return
-    count = max(1, math.prod(reduction.shape))
-    warnings.warn(
-        f"the model has {count} outputs per sample; outputs='auto' takes {reduction.rows} fixed "
-        "random directions of them, an unbiased estimate of the trace kernel. Choose "
-        "outputs='trace' for the exact one.",
-        stacklevel=3,
-    )
+    if reduction.name.startswith("random"):
+        count = max(1, math.prod(reduction.shape))
+        _say_once(
+            f"the model has {count} outputs per sample; outputs='auto' takes {reduction.rows} "
+            "fixed random directions of them, an unbiased estimate of the trace kernel. Choose "
+            "outputs='trace' for the exact one."
+        )
+
+
+@cache
+def _say_once(message: str) -> None:
+    # Python's own "once" does not last: whoever enters catch_warnings, as torch does, resets it.
+    warnings.warn(message, stacklevel=4)

@@ -47,6 +47,7 @@ def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[st
         CoverageError: If it reads one that substitution does not reach.
     """
     copies = _copies(function)
+    versions = {name: copy._version for name, copy in copies.items()}
     # With gradients on, so that the outputs show whether they reach the model's own parameters.
     outputs = function(copies, inputs)
     changed = _changed(copies, function.params)
@@ -57,7 +58,8 @@ def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[st
             "alter the training. Move such updates out of forward(), or pass forward= without them."
         )
     _check_reached(function.model, outputs)
-    return outputs.detach(), [name for name, copy in copies.items() if copy._version > 0]
+    written = [name for name, copy in copies.items() if copy._version != versions[name]]
+    return outputs.detach(), written
 
 
 def _copies(function: ModelFunction) -> Params:

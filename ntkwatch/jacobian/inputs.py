@@ -72,7 +72,7 @@ def cast_inputs(inputs: Inputs, *, device: torch.device, dtype: torch.dtype) -> 
     """Return detached inputs on a device; floating ones in ``dtype``, integer ones as they are."""
 
     def cast(tensor: Tensor) -> Tensor:
-        return to_dtype(ordinary(tensor).detach().to(device), dtype)
+        return to_dtype(tensor.detach().to(device), dtype)
 
     return map_inputs(cast, inputs)
 

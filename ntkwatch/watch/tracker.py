@@ -211,6 +211,8 @@ class KernelTracker:
 
     def note_start_loss(self, loss: float) -> None:
         """Say what the training loss was at the reference weights, where it is known only later."""
+        if not math.isfinite(loss):
+            return
         self.loss_start = loss
         if self._start is None or len(self.history) == 0:
             return

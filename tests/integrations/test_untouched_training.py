@@ -83,6 +83,22 @@ def _frozen_backbone():
     return module(pl, Backbone(backbone, nn.Dropout(), nn.Linear(8, 3))), loader(), {}
 
 
+def _half_precision(kind):
+    def make():
+        return module(pl, mlp(nn.LayerNorm(8))), loader(), {"precision": kind}
+
+    return make
+
+
+def _validation():
+    """Validation data are read, shuffled and with random items, between and after the epochs."""
+    model = module(pl, mlp(nn.Dropout()))
+    model.validation_step = lambda batch, batch_idx: model.log("seen", model.net(batch[0]).sum())
+    model.val_dataloader = lambda: DataLoader(Touchy(), batch_size=8)
+    settings = {"max_epochs": 2, "num_sanity_val_steps": 2, "val_check_interval": 0.5}
+    return model, loader(shuffle=True), settings
+
+
 def _two_optimizers():
     class Manual(pl.LightningModule):
         def __init__(self) -> None:
@@ -119,6 +135,9 @@ CASES = {
     "random items": (_random_items, [0, 3, 6, 9, 12]),
     "adam, clipped": (_adam_and_lists, [0, 3, 6]),
     "frozen backbone": (_frozen_backbone, [0, 3, 6]),
+    "bfloat16 autocast": (_half_precision("bf16-mixed"), [0, 3, 6]),
+    "bfloat16 weights": (_half_precision("bf16-true"), [0, 3, 6]),
+    "validation": (_validation, [0, 3, 6, 9, 12]),
     "two optimizers by hand": (_two_optimizers, [0, 4, 6, 10, 12, 16, 18, 22, 24]),
 }
 

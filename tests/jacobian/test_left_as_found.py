@@ -77,6 +77,22 @@ def test_everything_is_as_before(engine, grads, batchnorm):
     assert not x.requires_grad
 
 
+def test_a_buffer_that_each_call_updates_in_place_starts_from_its_value_at_each_call():
+    class Counts(MLP):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    model, x = Counts(), torch.randn(4, 4)
+    kernel = empirical_ntk(model, x, dtype=torch.float64)
+    assert gap(kernel.matrix, dense_ntk(model, x)) < 1e-14
+    assert model.calls == 0
+
+
 def test_random_streams_go_on_where_they_were():
     with kept_random_streams([torch.device("cpu")]):
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
@@ -154,18 +170,25 @@ def test_outer_grad_modes_change_neither_the_kernel_nor_are_changed(outer, engin
     assert not kernel.matrix.is_inference()
 
 
-def test_callersswitches_neither_reach_the_kernel_nor_are_lost():
+def test_callers_switches_neither_reach_the_kernel_nor_are_lost():
     model, x = MLP(), torch.randn(4, 4)
     expected = dense_ntk(model, x)
+    seen = []
+
+    def forward(model, x):
+        seen.append(torch.get_float32_matmul_precision())
+        return model(x)
+
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             before = switches()
-            kernel = empirical_ntk(model, x)
+            kernel = empirical_ntk(model, x, forward=forward)
             assert switches() == before
     finally:
         torch.set_float32_matmul_precision("highest")
     assert gap(kernel.matrix, expected) < 5e-6
+    assert set(seen) == {"highest"}
 
 
 @pytest.mark.parametrize("owner", [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul])

@@ -175,9 +175,8 @@ def test_auto_takes_eight_directions_of_more_and_says_so_once():
         warnings.simplefilter("default")
         for _ in range(3):
             kernel = empirical_ntk(model, x, outputs="auto")
-    assert {str(w.message)[:37] for w in said} == {"the model has 11 outputs per sample; "}
-    if not hasattr(empirical_ntk, "__wrapped__"):  # frames of --typecheck stand between
-        assert [w.filename for w in said] == [__file__]
+    assert [str(w.message)[:37] for w in said] == ["the model has 11 outputs per sample; "]
+    assert [w.filename for w in said] == [__file__]
     assert kernel.spec.outputs == "random:8"
     expected = _quadratic_form(dense_ntk(model, x), random_directions(8, (11,)))
     assert gap(kernel.matrix, expected) < 5e-6

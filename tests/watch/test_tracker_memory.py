@@ -160,6 +160,16 @@ def test_a_first_loss_that_comes_late_is_not_held_against_itself(start, probe):
     assert tracker.observe(moved(start), 2, loss=0.5).loss_ratio == 0.25
 
 
+def test_the_loss_at_the_reference_may_be_told_later(start, probe):
+    tracker = KernelTracker(probe)
+    tracker.observe(start, 0)
+    tracker.note_start_loss(float("nan"))
+    assert tracker.history[0].loss is tracker.loss_start is None
+    tracker.note_start_loss(4.0)
+    assert (tracker.history[0].loss, tracker.history[0].loss_ratio) == (4.0, 1.0)
+    assert tracker.observe(moved(start), 1, loss=1.0).loss_ratio == 0.25
+
+
 def test_losses_that_may_be_negative_have_no_ratio(start, probe):
     """A log-density that falls from -1 to -2 has not doubled its loss."""
     tracker = KernelTracker(probe)

@@ -131,6 +131,45 @@ def test_linearization_error_is_that_of_finite_differences(deep):
     assert seen.linearization_method == "jvp"
 
 
+class _Square(torch.autograd.Function):
+    """A square as people write it by hand: no forward mode, and no rule for vmap."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_operation_without_forward_mode_is_linearized_in_another_way(by_hand):
+    class Squares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 6, **f64), nn.Linear(6, 3, **f64)
+
+        def forward(self, x):
+            h = self.first(x)
+            return self.head(_Square.apply(h) if by_hand else h * h)
+
+    torch.manual_seed(0)
+    start, x = Squares(), inputs(N, 4)
+    now = moved(start)
+    _, _, seen = start_and_now(start, now, ProbeBatch(x))
+    then = dict(start.named_parameters())
+    step = {n: (p - then[n]).detach() for n, p in now.named_parameters()}
+    with torch.no_grad():
+        change = now(x) - start(x)
+    off = change - finite_difference_jvp(start, x, step)
+    assert seen.linearization_error == pytest.approx(float(off.norm() / change.norm()), rel=1e-6)
+    assert seen.linearization_method == ("double-vjp" if by_hand else "jvp")
+    expected = naive_relative_change(_trace(now, x), _trace(start, x))
+    assert seen.relative_kernel_change == pytest.approx(expected, rel=1e-9)
+
+
 def test_scaling_all_weights_of_a_relu_network_has_its_closed_form():
     """f is of degree 2 in the weights: K grows by c^2, f by c^2, and f_lin by 1 + 2 (c - 1)."""
     c = 1.3
