@@ -1,11 +1,11 @@
 """What is written down once about a run, and what a reader of its numbers should know."""
 
 from datetime import UTC, datetime
+from importlib.metadata import version
 
 import torch
 from torch import nn
 
-import ntkwatch
 from ntkwatch.jacobian.parameters import parameters_of
 from ntkwatch.watch.measure import Measurement, Settings
 from ntkwatch.watch.probe import ProbeBatch
@@ -52,7 +52,7 @@ def run_info(
         },
         reference=reference,
         reference_is_start=reference_is_start,
-        versions={"ntkwatch": ntkwatch.__version__, "torch": torch.__version__},
+        versions={"ntkwatch": version("ntkwatch"), "torch": torch.__version__},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
