@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A fixed number of threads, so that sums are added in the same order from run to run. Two is what
-# small test machines have.
+# A fixed number of threads, so that sums are added in the same order from run to run. One, since on
+# the tests' small tensors a second thread waits more than it works.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--constraint constraints.txt --editable
