@@ -40,7 +40,6 @@ def moving_batchnorms(model: nn.Module) -> list[str]:
         clean_name(name)
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
-        and module.track_running_stats
         and module.running_mean is not None
         and (module.training or not model.training)
     ]

@@ -143,7 +143,6 @@ def _double_vjp(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tens
         outputs, list(leaves.values()), u, create_graph=True, allow_unused=True
     )
     pairs = [(g, tangents[name]) for name, g in zip(leaves, pulled, strict=True) if g is not None]
-    pairs = [(g, v) for g, v in pairs if g.requires_grad]
     if not pairs:
         return torch.zeros_like(outputs).detach()
     (change,) = torch.autograd.grad(

@@ -12,6 +12,7 @@ __all__ = [
     "MLP",
     "Alias",
     "Attend",
+    "Cancels",
     "Checkpointed",
     "ComplexWeights",
     "ImageNet",
@@ -20,6 +21,7 @@ __all__ = [
     "OldWeightNorm",
     "Padded",
     "Routed",
+    "Single",
     "Squeezed",
     "TiedPair",
     "TokenLogits",
@@ -205,6 +207,32 @@ class Routed(nn.Module):
             if mine.any():
                 out = out.index_put((mine.nonzero()[:, 0],), expert(x[mine]) * share[mine, i, None])
         return out
+
+
+class Cancels(nn.Module):
+    """In float32 its features are the rounding of large numbers, and so differ between batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        large = torch.randn(300, 5, dtype=torch.float64)
+        self.register_buffer("large", large)
+        self.register_buffer("nearly", large * (1 - 1e-5))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(1e4 * (x @ self.large - x @ self.nearly))
+
+
+class Single(nn.Module):
+    """Computes in float32 whatever its dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(300, 50), nn.Linear(50, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.body.weight.float(), self.body.bias.float()
+        return self.head(functional.linear(x.float(), weight, bias).to(x.dtype))
 
 
 class Attend(nn.Module):

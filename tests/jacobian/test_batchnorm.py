@@ -123,6 +123,10 @@ def test_a_batchnorm_that_training_keeps_in_evaluation_mode_does_not_move():
     bare = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3))
     assert moving_batchnorms(bare) == []
     assert moving_batchnorms(nn.BatchNorm1d(3)) == [""]
+    # Its training mode sees the batch, and evaluation mode the buffers that it keeps all the same.
+    switched = nn.BatchNorm1d(3)
+    switched.track_running_stats = False
+    assert moving_batchnorms(switched) == [""]
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])

@@ -7,11 +7,12 @@ import copy
 
 import pytest
 import torch
-from jacobian.models import MLP
+from jacobian.models import MLP, Cancels, Single
 from torch import nn
 from torch.nn import functional
 
 from ntkwatch.errors import RandomForwardError, SampleCouplingError
+from ntkwatch.jacobian.culprit import find_culprit
 from ntkwatch.jacobian.engine import empirical_ntk
 
 
@@ -156,6 +157,35 @@ def test_coupling_behind_a_weight_that_is_still_zero_is_seen(weight):
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("largest", range(6))
+def test_a_scale_taken_from_the_largest_sample_is_seen_whichever_that_is(largest):
+    """Calls that hold the largest sample agree with the whole batch."""
+    x = torch.randn(6, 4)
+    x[largest] *= 100
+    with pytest.raises(SampleCouplingError, match=r"part \(Part\)"):
+        empirical_ntk(Wrapped(Part(lambda h: h / h.abs().max())), x)
+
+
+def test_coupling_of_one_sample_in_large_batches_is_seen():
+    def first_sees_all(h):
+        others = h[1:].mean(dim=0) if len(h) > 2 else 0
+        return torch.cat([h[:1] + others, h[1:]])
+
+    with pytest.raises(SampleCouplingError, match=r"on 4 of the 8 probe samples.*part \(Part\)"):
+        empirical_ntk(Wrapped(Part(first_sees_all)), torch.randn(8, 4))
+
+
+def test_looking_for_the_culprit_leaves_no_hook():
+    model, x = Wrapped(Part(_centred)), torch.randn(6, 4)
+    rows = torch.arange(3)
+    found = find_culprit(model, lambda: model(x), lambda: model(x[:3]), rows, 6, tolerance=1e-5)
+    assert found is not None
+    assert found[1] is model.part
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
 def test_a_function_of_the_outputs_that_mixes_samples_is_refused():
     with pytest.raises(SampleCouplingError, match="or an outputs= function that does so"):
         empirical_ntk(MLP(), torch.randn(6, 4), outputs=_centred)
@@ -191,6 +221,13 @@ def test_dropout_that_stays_active_is_refused_by_name():
     words = r"draws random numbers.*first in part \(Active\).*let model\.eval\(\) reach it"
     with pytest.raises(RandomForwardError, match=words):
         empirical_ntk(Wrapped(Active()), torch.randn(6, 4))
+
+
+def test_chance_behind_a_head_that_is_still_zero_is_seen():
+    model = Wrapped(Part(lambda x: x * torch.rand_like(x)))
+    nn.init.zeros_(model.last.weight)
+    with pytest.raises(RandomForwardError, match=r"part \(Part\)"):
+        empirical_ntk(model, torch.randn(6, 4))
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-4])
@@ -230,6 +267,9 @@ SOUND = {
     "deep, with norms": (_deep(lambda: nn.LayerNorm(32)), (4,)),
     "zero head": (nn.Sequential(MLP(), nn.Linear(3, 2)), (4,)),
     "zero everywhere": (MLP(), (4,)),
+    "dead": (nn.Sequential(MLP(), Part(lambda y: 0 * y)), (4,)),
+    "rounding in float32": (Cancels(), (300,)),
+    "float32 inside": (Single(), (300,)),
 }
 nn.init.zeros_(SOUND["zero head"][0][1].weight)
 for _parameter in SOUND["zero everywhere"][0].parameters():

@@ -240,10 +240,21 @@ def test_without_a_second_derivative_a_difference_in_float64_is_taken(function, 
     assert gap(found.change, _autograd_product(model, x, tangents)) < 1e-6
 
 
-def test_a_difference_along_no_direction_is_zero():
-    model, x = _With(_Once), torch.randn(5, 4)
-    found = _product(model, x, {name: 0 * v for name, v in _direction(model).items()})
-    assert not found.change.any()
+class _NoBackward(_Tanh):
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError
+
+
+def test_a_difference_needs_no_gradient_and_is_zero_along_no_direction():
+    model, x = _With(_NoBackward), torch.randn(5, 4)
+    tangents = _direction(model)
+    found = _product(model, x, tangents)
+    assert found.method == "finite-difference"
+    assert gap(found.change, finite_difference_jvp(model, x, tangents)) < 1e-6
+    still = _product(model, x, {name: 0 * v for name, v in tangents.items()})
+    assert still.method == "finite-difference"
+    assert not still.change.any()
 
 
 def test_a_difference_that_gradients_contradict_is_refused():
