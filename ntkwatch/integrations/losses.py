@@ -23,7 +23,7 @@ class Losses:
         if loss is not None and loss.numel() == 1:
             self._last.append(loss.detach().clone().flatten()[0].float())
             if self._first is None:
-                self._first = self._last[0]
+                self._first = self._last[-1]
 
     def put_back(self, losses: Sequence[float]) -> None:
         """Go on after an interrupted run's last losses."""

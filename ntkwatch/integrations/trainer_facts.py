@@ -43,7 +43,7 @@ def total_steps(trainer: Any) -> int | None:
     """Return the optimizer steps that the run will take, or None where that is not known."""
     try:
         total = trainer.estimated_stepping_batches
-    except Exception:  # with an accumulation that changes by epoch, Lightning refuses to say
+    except Exception:  # Lightning may refuse where the accumulation changes by epoch
         return None
     return None if total in (-1, float("inf")) else int(total)
 

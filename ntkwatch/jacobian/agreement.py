@@ -88,9 +88,9 @@ def _compare(
     for sample, row in enumerate(expected):
         if not all(bool(gradient.isfinite().all()) for gradient in row.values()):
             return 0.0  # the kernel will be refused for what it is
-        sizes = {name: gradient.double().norm() for name, gradient in row.items()}
+        sizes = {name: gradient.norm() for name, gradient in row.items()}
         whole = torch.stack(list(sizes.values())).norm()
         for name, gradient in row.items():
-            off = (rows[name][sample, direction] - gradient).double().norm()
+            off = (rows[name][sample, direction] - gradient).norm()
             gaps.append(torch.where(off == 0, off, off / (sizes[name] + _NEGLIGIBLE * whole)))
     return float(torch.stack(gaps).max())

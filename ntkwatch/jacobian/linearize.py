@@ -145,10 +145,8 @@ def _double_vjp(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tens
     pairs = [(g, tangents[name]) for name, g in zip(leaves, pulled, strict=True) if g is not None]
     if not pairs:
         return torch.zeros_like(outputs).detach()
-    (change,) = torch.autograd.grad(
-        [g for g, _ in pairs], u, [v for _, v in pairs], allow_unused=True
-    )
-    return torch.zeros_like(outputs).detach() if change is None else change.detach()
+    (change,) = torch.autograd.grad([g for g, _ in pairs], u, [v for _, v in pairs])
+    return change.detach()
 
 
 def _gap_to_reverse(

@@ -33,6 +33,9 @@ def quiet_torch(devices: Sequence[torch.device]) -> Iterator[None]:
         for kind in {device.type for device in devices} | {"cpu"}:
             if torch.amp.is_autocast_available(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+        # Also where a forward pass asks for it: the noise of half precision would pass for drift.
+        _replace(stack, torch.autocast, "__enter__", lambda autocast: autocast)
+        _replace(stack, torch.autocast, "__exit__", lambda *_: None)
         stack.enter_context(_full_precision())
         stack.enter_context(_without_checkpointing())
         # Within parametrize.cached() a weight computed once would hide later substitutes.

@@ -100,8 +100,8 @@ class _Explicit(nn.Module):
 
 
 class _Open(nn.Module):
-    def forward(self, **batch):
-        return batch["input_ids"]
+    def forward(self, input_ids, **others):
+        return input_ids
 
 
 class _Whole(nn.Module):

@@ -2,15 +2,19 @@
 
 import json
 import re
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from integrations.trainings import data, lightning, loader, mlp, module, trainer
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from ntkwatch import NTKMonitor, ProbeBatch, Verdict, empirical_ntk, read_history
+from ntkwatch.integrations.trainer_facts import total_steps
 
 pl = lightning()
 
@@ -126,7 +130,8 @@ def test_evaluation_is_not_watched(tmp_path, verb):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluation_after_training_changes_nothing_of_what_was_seen(tmp_path):
+def test_evaluation_after_training_changes_nothing_of_what_was_seen(tmp_path, caplog):
+    caplog.set_level("INFO")
     watch, model = _monitor(), _evaluates()
     run = trainer(pl, tmp_path, [watch])
     run.fit(model, loader(), loader(n=40))
@@ -138,6 +143,7 @@ def test_evaluation_after_training_changes_nothing_of_what_was_seen(tmp_path):
         run.test(model, loader(), verbose=False)
     assert (watch.history.observations, watch.verdict) == (seen, verdict)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert caplog.text.count("ntkwatch: ") == 1
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
@@ -167,8 +173,19 @@ def test_a_run_of_averaged_weights_does_not_observe_the_average(tmp_path):
     assert watch.verdict.step == 4
 
 
+def test_a_number_of_steps_that_lightning_does_not_tell_is_unknown():
+    class Refuses:
+        @property
+        def estimated_stepping_batches(self):
+            raise RuntimeError("it depends")
+
+    assert total_steps(Refuses()) is None
+    told = {-1: None, float("inf"): None, 12: 12}
+    found = {n: total_steps(SimpleNamespace(estimated_stepping_batches=n)) for n in told}
+    assert found == told
+
+
 def test_an_accumulation_that_changes_by_epoch_is_watched(tmp_path):
-    """Lightning then refuses to say how many steps there will be."""
     changes = pl.callbacks.GradientAccumulationScheduler(scheduling={0: 1, 1: 3})
     watch = _monitor()
     trainer(pl, tmp_path, [changes, watch], max_epochs=2).fit(module(pl), loader())
@@ -184,16 +201,76 @@ def test_the_default_schedule_sees_the_start_and_the_end_and_keeps_to_its_share(
 
 
 def test_a_share_of_one_observes_every_step_of_a_short_run(tmp_path):
+    """Its length is known, and a 25th of twelve steps is no gap at all."""
     watch = NTKMonitor(max_overhead=1.0, on_error="raise")
-    trainer(pl, tmp_path, [watch]).fit(module(pl), loader())
-    assert [o.step for o in watch.history] == [0, 1, 2, 3, 4, 5, 6]
+    trainer(pl, tmp_path, [watch], max_epochs=2).fit(module(pl), loader())
+    assert [o.step for o in watch.history] == list(range(13))
+
+
+class Slow(nn.Module):
+    """Takes its time whenever it is looked at, and none in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        if not self.training:
+            time.sleep(0.03)
+        return self.head(x)
+
+
+def test_dear_observations_are_left_out_but_for_the_first_and_the_last(tmp_path):
+    watch = NTKMonitor(on_error="raise")
+    trainer(pl, tmp_path, [watch], max_epochs=2).fit(module(pl, Slow()), loader())
+    assert [o.step for o in watch.history] == [0, 12]
 
 
 def test_the_overhead_that_is_logged_counts_the_observation_that_is_being_made(tmp_path):
-    watch = _monitor(every_n_train_steps=1)
-    run = trainer(pl, tmp_path, [watch])
-    run.fit(module(pl), loader())
-    assert 0.2 < float(run.callback_metrics["ntk/overhead_share"]) <= 1
+    class Notes(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            shares.append(float(trainer.callback_metrics["ntk/overhead_share"]))
+
+    shares = []
+    run = trainer(pl, tmp_path, [_monitor(every_n_train_steps=99), Notes()])
+    run.fit(module(pl, Slow()), loader())
+    assert shares[0] > 0.8, "until then nothing but the reference took time"
+
+
+def test_a_manual_training_that_gives_no_loss_is_watched(tmp_path):
+    class Manual(type(module(pl))):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(functional.cross_entropy(self.net(batch[0]), batch[1]))
+            optimizer.step()
+
+    watch, model = _monitor(), Manual()
+    model.net, model.automatic_optimization = mlp(), False
+    trainer(pl, tmp_path, [watch]).fit(model, loader())
+    again = read_history(tmp_path / "ntk")
+    assert [(o.step, o.loss) for o in again] == [(0, None), (2, None), (4, None), (6, None)]
+    assert again.run.reference == "before the first update"
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"batchnorm": "running"}, lambda h: h.run.spec["batchnorm"] == "running"),
+        ({}, lambda h: h.run.spec["batchnorm"] == "probe"),
+        ({"engine": "loop"}, lambda h: h.run.spec["engine"] == "loop"),
+        ({"outputs": "sum"}, lambda h: h.run.spec["outputs"] == "sum"),
+        ({"top_k": 2}, lambda h: len(h[-1].top_eigenvalues) == 2),
+        ({"metrics": "minimal"}, lambda h: h[-1].intervals == {}),
+        ({"probe_size": 10}, lambda h: h[-1].probe_size == 10),
+        ({"params": "net.0"}, lambda h: h.run.spec["params"] == ["net.0.weight", "net.0.bias"]),
+    ],
+)
+def test_settings_reach_what_they_set(tmp_path, settings, found):
+    watch = _monitor(**settings)
+    model = module(pl, mlp(nn.BatchNorm1d(8)))
+    trainer(pl, tmp_path, [watch]).fit(model, loader())
+    assert found(watch.history)
 
 
 def test_the_folder_can_be_chosen(tmp_path):

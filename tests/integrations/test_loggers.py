@@ -169,10 +169,12 @@ def test_several_loggers_all_get_the_numbers(tmp_path):
     assert "ntk/kernel_angle" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
 
 
-def test_without_a_logger_the_record_lies_in_the_root_folder(tmp_path):
-    watch = _monitor()
-    _fit(tmp_path, watch, False)
-    assert len(read_history(tmp_path / "ntk")) == len(watch.history) == 4
+def test_without_a_logger_the_record_lies_in_the_root_folder(tmp_path, caplog):
+    root, watch = tmp_path / "my runs", _monitor()
+    with caplog.at_level("INFO"):
+        _fit(root, watch, False)
+    assert len(read_history(root / "ntk")) == len(watch.history) == 4
+    assert f"run: ntkwatch report '{root / 'ntk'}'" in caplog.text, "as a shell understands it"
 
 
 def test_a_trial_run_leaves_no_files(tmp_path, monkeypatch, caplog):

@@ -156,6 +156,19 @@ def test_flags_build_the_monitor(in_folder, namespace):
     assert (in_folder / "flagged" / "history.jsonl").is_file()
 
 
+@pytest.mark.parametrize("path", ["watched_by_yaml.call", "watched_by_yaml:call"])
+def test_functions_may_be_named_by_their_path(tmp_path, in_folder, path):
+    """The named forward doubles the outputs, which makes four times the kernel."""
+    pl = lightning()
+    named, plain = (
+        NTKMonitor(forward=forward, every_n_train_steps=9, on_error="raise")
+        for forward in (path, None)
+    )
+    for watch in (named, plain):
+        _watched(pl, tmp_path, [watch])
+    assert named.history[0].trace == pytest.approx(4 * plain.history[0].trace)
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

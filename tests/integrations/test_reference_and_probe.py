@@ -143,6 +143,17 @@ def test_rows_gathered_from_a_stream_are_read_as_if_they_had_been_there_at_once(
     assert "first" in stream.history.run.probe["origin"]
 
 
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
+def test_a_stream_that_knows_its_length_is_no_dataset_to_read_from(tmp_path):
+    class Counted(Stream):
+        def __len__(self):
+            return len(self.rows)
+
+    watch = _monitor(probe_size=16)
+    _fit(tmp_path, watch, DataLoader(Counted(list(data())), batch_size=8))
+    assert watch.history.run.probe["origin"] == "rows of the first 2 training batches"
+
+
 def test_a_short_epoch_ends_the_gathering(tmp_path):
     """Its rows would only come again."""
     watch = _monitor(probe_size=64)

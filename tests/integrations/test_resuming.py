@@ -132,6 +132,16 @@ def test_a_run_resumed_where_it_was_takes_back_what_will_happen_again(tmp_path):
     assert not (tmp_path / "ntk-2").exists()
 
 
+def test_a_run_resumed_after_its_warmup_reads_from_the_same_anchor(tmp_path):
+    pl = lightning()
+    whole, watch = _monitor(), _monitor()
+    _fit(pl, tmp_path / "whole", whole, max_epochs=5)
+    (checkpoint,) = (tmp_path / "whole" / "checkpoints").glob("*step=21.ckpt")
+    _fit(pl, tmp_path / "resumed", watch, checkpoint=checkpoint, max_epochs=5)
+    assert _numbers(watch.history) == _numbers(whole.history)
+    assert watch.history[-1].since_warmup.anchor_step == 20
+
+
 def test_our_part_of_a_checkpoint_loads_without_trust(stopped):
     _, root, _, _ = stopped
     checkpoint = torch.load(_last(root / "stopped"), weights_only=True)

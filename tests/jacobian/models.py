@@ -1,6 +1,7 @@
 """Small models that real code is made of, for tests; each does one odd thing."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,11 +21,14 @@ __all__ = [
     "LastHidden",
     "OldWeightNorm",
     "Padded",
+    "Part",
     "Routed",
     "Single",
     "Squeezed",
     "TiedPair",
     "TokenLogits",
+    "Wrapped",
+    "centred",
     "gap",
 ]
 
@@ -210,17 +214,21 @@ class Routed(nn.Module):
 
 
 class Cancels(nn.Module):
-    """In float32 its features are the rounding of large numbers, and so differ between batches."""
+    """Its features are small differences of large numbers: in float32 mostly rounding.
+
+    A convolution adds up in another order in another batch, and in another one under vmap.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        large = torch.randn(300, 5, dtype=torch.float64)
+        large = torch.randn(5, 1, 300, dtype=torch.float64)
         self.register_buffer("large", large)
         self.register_buffer("nearly", large * (1 - 1e-5))
         self.head = nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(1e4 * (x @ self.large - x @ self.nearly))
+        parts = [functional.conv1d(x[:, None], w)[:, :, 0] for w in (self.large, self.nearly)]
+        return self.head(1e4 * (parts[0] - parts[1]))
 
 
 class Single(nn.Module):
@@ -246,3 +254,30 @@ class Attend(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2)).mean(dim=1)
+
+
+class Wrapped(nn.Module):
+    """A linear layer, the odd part, a linear layer."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.first, self.part, self.last = nn.Linear(4, 6), part, nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.part(self.first(x)))
+
+
+class Part(nn.Module):
+    """The odd part as a module of its own, written by hand."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def centred(x: Tensor) -> Tensor:
+    """The batch without its mean: each sample depends on all."""
+    return x - x.mean(dim=0)

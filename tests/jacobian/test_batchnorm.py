@@ -181,6 +181,7 @@ def _matched(model, x, reference):
         with batch_statistics(model, names), torch.no_grad():
             before = function({}, x)
         found = norm_matched(function, x, names, reference)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         with batch_statistics(model, names), torch.no_grad():
             after = function(found, x)
     assert gap(after, before) < 1e-3  # the function is the same

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jacobian.models import MLP
+from jacobian.models import MLP, ComplexWeights
 from torch import nn
 
 from ntkwatch.errors import InputError
@@ -13,6 +13,8 @@ from ntkwatch.jacobian.engine import empirical_ntk
 from ntkwatch.jacobian.functional import ModelFunction
 from ntkwatch.jacobian.memory import parse_bytes, saved_bytes
 from ntkwatch.jacobian.outputs import resolve_outputs
+from ntkwatch.jacobian.problem import prepare
+from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.jacobian.vmapped import VmapRows
 
 CPU = torch.device("cpu")
@@ -116,6 +118,22 @@ def test_one_direction_at_a_time_never_makes_all_of_them():
     assert part.nonzero().tolist() == [[0, 9_998], [1, 9_999]]
 
 
+def test_a_complex_weight_takes_two_numbers_per_entry():
+    """4 x 3 complex and 3 real weights, 3 outputs of 5 samples, 8 bytes each."""
+    model = ComplexWeights()
+    with undisturbed(model):
+        problem = prepare(
+            model,
+            torch.randn(5, 4),
+            forward=None,
+            outputs="full",
+            names=["weight", "bias"],
+            dtype=torch.float64,
+            batchnorms=[],
+        )
+    assert problem.row_bytes == 5 * 3 * (2 * 12 + 3) * 8
+
+
 # Sizes. -------------------------------------------------------------------------------------------
 
 
@@ -148,12 +166,12 @@ def test_no_memory_at_all_is_refused(text):
 
 
 def test_what_a_backward_pass_keeps_is_counted_once_per_storage():
-    """For (x W^T)^2 it keeps x (for W), the product twice under one storage, and the result."""
+    """For (x W^T)^2 it keeps x (for W), two views of one product, and the result."""
     layer, x = nn.Linear(4, 3, bias=False), torch.randn(2, 4)
 
     def run():
         product = layer(x)
-        return product * product
+        return product * product.view_as(product)
 
     result = 2 * 3 * 4
     assert saved_bytes(run) == x.nbytes + result + result

@@ -222,6 +222,29 @@ def test_checkpointing_is_differentiated_at_the_weights_it_was_called_with(use_r
             assert gap(kernel.matrix, dense_ntk(other, x)) < 1e-13
 
 
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_a_problem_at_other_weights_is_that_of_a_model_with_these(engine):
+    model, other, x = MLP(), MLP(), torch.randn(4, 4)
+    with undisturbed(model):
+        problem = prepare(
+            model,
+            x,
+            forward=None,
+            outputs="full",
+            names=[name for name, _ in model.named_parameters()],
+            dtype=torch.float64,
+            batchnorms=[],
+        )
+        moved = problem.at(dict(other.named_parameters()))
+        moved.check_samples_independent()
+        kernel = moved.kernel(engine=engine, budget=10**9)
+        assert gap(kernel.matrix, dense_ntk(other, x)) < 1e-14
+        wide = moved.make(torch.float64)
+        assert torch.equal(wide.params["0.weight"], other[0].weight.double())
+        kernel = problem.kernel(engine=engine, budget=10**9)
+    assert gap(kernel.matrix, dense_ntk(model, x)) < 1e-14
+
+
 def test_a_function_of_parameters_is_the_model_at_those_parameters():
     model, other, x = MLP(), MLP(), torch.randn(4, 4)
     function = ModelFunction(model, dtype=torch.float64)

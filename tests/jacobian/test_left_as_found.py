@@ -191,6 +191,23 @@ def test_callers_switches_neither_reach_the_kernel_nor_are_lost():
     assert set(seen) == {"highest"}
 
 
+def test_half_precision_that_a_forward_asks_for_is_not_in_the_kernel():
+    """Bfloat16 inside would be noise of a percent."""
+
+    class Mixed(MLP):
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(x).to(x.dtype)
+
+    model, plain, x = Mixed(), MLP(), torch.randn(4, 4)
+    plain.load_state_dict(model.state_dict())
+    before = model(x).detach()
+    for engine in ("vmap", "loop"):
+        assert gap(empirical_ntk(model, x, engine=engine).matrix, dense_ntk(plain, x)) < 5e-6
+    assert torch.equal(model(x), before)
+    assert gap(before, plain(x).detach()) > 1e-4
+
+
 @pytest.mark.parametrize("owner", [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul])
 def test_the_newer_precisionswitches_are_put_back_too(owner):
     """After they are used the older ones raise an error when read."""

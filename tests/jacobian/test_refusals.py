@@ -9,6 +9,7 @@ from torch import nn
 
 from ntkwatch.errors import ForwardError, InputError, NonFiniteError, OutputError
 from ntkwatch.jacobian.engine import empirical_ntk
+from ntkwatch.jacobian.problem import Problem
 
 
 def _x():
@@ -99,6 +100,23 @@ def test_a_larger_budget_allows_a_larger_kernel():
     x = torch.randn(300, 4)
     with pytest.raises(InputError, match=words):
         empirical_ntk(MLP(600), x, other=x[:1], memory_budget="0.5GiB")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"outputs": "trace"}, {"outputs": "random:3"}, {"memory_budget": "7GiB"}]
+)
+def test_what_can_be_held_is_not_refused(settings, monkeypatch):
+    """That the computation begins is seen by its being cut short."""
+
+    class BeginsError(Exception):
+        pass
+
+    def begin(*_, **__):
+        raise BeginsError
+
+    monkeypatch.setattr(Problem, "kernel", begin)
+    with pytest.raises(BeginsError):
+        empirical_ntk(MLP(100), torch.randn(200, 4), **settings)
 
 
 @pytest.mark.parametrize("budget", ["lots", "-1GiB", ""])
