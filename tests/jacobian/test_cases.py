@@ -27,6 +27,10 @@ DIVERSE = [
 ]
 
 
+# Torch tells once that an even kernel needs uneven padding.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+
+
 def _marked(names):
     return [
         pytest.param(name, marks=pytest.mark.slow) if CASES[name].slow else name for name in names

@@ -52,12 +52,15 @@ def reference(
     whole: bool = False,
 ) -> Reference:
     """Return the kernel that ``empirical_ntk`` with these settings must give."""
-    shapes: list[tuple[int, ...]] = []
 
     def call(net: nn.Module, batch: Any) -> Tensor:
         values = _tensor_in(_called(net, batch) if forward is None else forward(net, batch))
-        shapes.append(tuple(values.shape[1:]))
-        return outputs(values) if callable(outputs) else values
+        if callable(outputs):
+            return outputs(values)
+        if outputs in ("full", "trace"):
+            return values
+        directions = _directions(outputs, tuple(values.shape[1:]))
+        return values.reshape(len(values), -1) @ directions.mT
 
     count = len(_first_tensor(inputs))
     passes = [slice(0, count)] if whole else [slice(i, i + 1) for i in range(count)]
@@ -67,9 +70,6 @@ def reference(
         for name in parts[0]
         if params is None or _is_asked(name, params)
     }
-    if isinstance(outputs, str) and outputs not in ("full", "trace"):
-        directions = _directions(outputs, shapes[0])
-        rows = {name: directions @ block for name, block in rows.items()}
     layers: dict[str, Tensor] = {}
     for name, block in rows.items():
         gram = torch.einsum("iap,jap->ij", block, block)
