@@ -7,7 +7,7 @@ in a forward pass of its own.
 import pytest
 import torch
 from jacobian.cases.every import CASES
-from jacobian.cases.reference import reference_of
+from jacobian.cases.reference import part_of, reference, reference_of
 from jacobian.models import gap
 
 from ntkwatch.errors import CoverageError
@@ -21,11 +21,24 @@ REFUSED = {
     "loop": {},
 }
 
-# Looked at in every mode: as different from each other as they come.
+# Looked at in every mode of use: as different from each other as they come.
 DIVERSE = [
     "tokens through dense layers",
+    "a convolution over the plane with and without bias",
+    "an embedding whose tokens repeat within and between samples",
+    "a head tied to the embedding",
+    "multi head attention time first",
+    "layer norm of tokens",
+    "an adapter merged into the weight",
+    "an lstm",
+    "a graph network that adds messages by index",
+    "the two best experts for each token",
+    "einsum that splits into heads",
+    "complex weights",
+    "bert",
 ]
-
+# Without those that an engine refuses, which the first test looks at.
+POSSIBLE = [(name, engine) for name in DIVERSE for engine in ENGINES if name not in REFUSED[engine]]
 
 # Torch tells once that an even kernel needs uneven padding.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -58,3 +71,69 @@ def test_every_engine_gives_the_kernel_of_plain_autograd(name, engine):
         return
     kernel = empirical_ntk(model, inputs, **settings)
     _agrees(kernel, reference_of(case), case.tolerance)
+
+
+def test_only_cases_are_said_to_be_refused():
+    assert list(REFUSED) == ENGINES
+    assert set().union(*REFUSED.values()) <= set(CASES)
+
+
+@pytest.mark.parametrize(("name", "engine"), POSSIBLE)
+def test_a_cross_kernel_is_a_block_of_the_kernel_of_both(name, engine):
+    model, inputs, settings = CASES[name].build()
+    first, second = part_of(inputs, slice(0, 2)), part_of(inputs, slice(2, None))
+    settings |= {"engine": engine, "dtype": torch.float64}
+    kernel = empirical_ntk(model, first, other=second, **settings)
+    whole = reference_of(CASES[name])
+    assert gap(kernel.matrix, whole.matrix[:2, 2:]) < CASES[name].tolerance
+    assert gap(sum(kernel.layers.values()), whole.trace[:2, 2:]) < CASES[name].tolerance
+
+
+@pytest.mark.parametrize(("name", "engine"), POSSIBLE)
+def test_single_precision_is_within_5e_minus_6(name, engine):
+    """The oracle takes the weights that single precision has rounded, in float64."""
+    model, inputs, settings = CASES[name].build()
+    model = _single(model)
+    inputs = part_of(inputs, slice(None), dtype=torch.float32)
+    expected = reference(model, inputs, **settings)
+    kernel = empirical_ntk(model, inputs, engine=engine, **settings)
+    assert kernel.spec.dtype == "float32"
+    assert gap(kernel.matrix, expected.matrix) < 5e-6
+    assert gap(sum(kernel.layers.values()), expected.trace) < 5e-6
+
+
+def _squares(outputs):
+    """Two numbers per sample, in which all outputs meet."""
+    flat = outputs.flatten(1)
+    return torch.stack([flat.square().sum(1), flat.sin().sum(1)], dim=1)
+
+
+MODES = ["trace", "sum", "random:3", "random:1:plain", _squares]
+
+
+@pytest.mark.parametrize("outputs", MODES, ids=lambda mode: getattr(mode, "__name__", mode))
+@pytest.mark.parametrize(("name", "engine"), POSSIBLE)
+def test_outputs_are_reduced_before_or_after_alike(name, engine, outputs):
+    """The oracle differentiates the reduced outputs."""
+    model, inputs, settings = CASES[name].build()
+    settings |= {"outputs": outputs}
+    expected = reference(model, inputs, **settings)
+    kernel = empirical_ntk(model, inputs, engine=engine, dtype=torch.float64, **settings)
+    assert kernel.matrix.ndim == 2
+    _agrees(kernel, expected, CASES[name].tolerance)
+
+
+@pytest.mark.parametrize("budget", [1, "20 kB"])
+@pytest.mark.parametrize(("name", "engine"), POSSIBLE)
+def test_a_small_memory_budget_changes_nothing(name, engine, budget):
+    model, inputs, settings = CASES[name].build()
+    settings |= {"engine": engine, "dtype": torch.float64, "memory_budget": budget}
+    kernel = empirical_ntk(model, inputs, **settings)
+    _agrees(kernel, reference_of(CASES[name]), CASES[name].tolerance)
+
+
+def _single(model):
+    for parameter in model.parameters():
+        if parameter.is_complex():
+            parameter.data = parameter.data.to(torch.cfloat)
+    return model.float()

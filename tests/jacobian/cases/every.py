@@ -1,16 +1,19 @@
 """All cases by name."""
 
 from jacobian.cases import (
+    adapters,
     attention,
     convolutions,
     dense,
     embeddings,
+    functions,
     graphs,
     huggingface,
     norms,
     odd,
     probes,
     recurrent,
+    rows,
     weights,
 )
 from jacobian.cases.case import cases_of
@@ -25,7 +28,10 @@ CASES = cases_of(
     attention,
     recurrent,
     weights,
+    adapters,
     odd,
+    functions,
+    rows,
     graphs,
     huggingface,
     probes,

@@ -1,14 +1,9 @@
-"""What else autograd can do: einsum, branches, writes in place, custom functions, spectra."""
+"""What else models do: einsum, branches, writes in place, rare products, spectra."""
 
 import torch
 from jacobian.cases.case import Net, case
 from torch import nn
-from torch.autograd import Function
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
-
-NO_SETUP = "its Function has no setup_context, which torch.func needs"
-
 
 # Einsum.
 
@@ -116,6 +111,37 @@ def distances_to_learned_centres():
     return net, torch.randn(5, 4)
 
 
+# Rare products.
+
+
+@case
+def products_that_few_use():
+    parts = {
+        "matrix": torch.randn(4, 4),
+        "vector": torch.randn(4),
+        "square": torch.randn(4, 4, 2),
+        "head": nn.Linear(4, 2),
+    }
+
+    def compute(net, x):
+        h = torch.addcmul(x, x, net.vector, value=0.5) + torch.outer(x @ net.vector, net.vector)
+        h = torch.addcdiv(h, x, net.vector.exp(), value=-1.0).tanh()
+        h = h + torch.stack([torch.addmv(net.vector, net.matrix, row, alpha=0.5) for row in h])
+        return net.head(h.sin()) + torch.tensordot(h, net.square, dims=([1], [0])).mean(1)
+
+    return Net(compute, **parts), torch.randn(5, 4)
+
+
+@case
+def a_chain_of_matrices_multiplied_in_the_cheapest_order():
+    parts = {"a": torch.randn(4, 3), "b": torch.randn(3, 4), "head": nn.Linear(4, 2)}
+    net = Net(
+        lambda net, x: net.head(torch.linalg.multi_dot([x, net.a, net.b, net.a @ net.b]).tanh()),
+        **parts,
+    )
+    return net, torch.randn(5, 4)
+
+
 # In place.
 
 
@@ -143,101 +169,6 @@ def a_parameter_written_into_masked_places():
         return net.head(h.tanh().mean(1))
 
     return Net(compute, **parts), (torch.randn(5, 3, 4), torch.rand(5, 3) < 0.4)
-
-
-# Custom functions and checkpointing.
-
-
-class _Affine(Function):
-    """Several outputs, of which one may go unused, and a parameter among the inputs."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T + bias, x @ weight.T
-
-    @staticmethod
-    def backward(ctx, with_bias, without):
-        x, weight = ctx.saved_tensors
-        both = with_bias + without
-        return both @ weight, both.T @ x, with_bias.sum(0)
-
-
-class _Scale(Function):
-    """Does not ask for gradients that do not exist, and works under vmap."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, scale):
-        return x * scale, x + 1.0
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, scaled, shifted):
-        x, scale = ctx.saved_tensors
-        to_x = None if scaled is None else scaled * scale
-        if shifted is not None:
-            to_x = shifted if to_x is None else to_x + shifted
-        return to_x, None if scaled is None else (scaled * x).sum_to_size(scale.shape)
-
-
-@case(vmap=NO_SETUP)
-def a_custom_function_with_parameters_of_which_one_output_is_used():
-    parts = {"weight": torch.randn(3, 4), "bias": torch.randn(3), "head": nn.Linear(3, 2)}
-
-    def compute(net, x):
-        return net.head(_Affine.apply(x, net.weight, net.bias)[0].tanh())
-
-    return Net(compute, **parts), torch.randn(5, 4)
-
-
-@case(vmap=NO_SETUP)
-def a_custom_function_with_parameters_of_which_both_outputs_are_used():
-    parts = {"weight": torch.randn(3, 4), "bias": torch.randn(3), "head": nn.Linear(3, 2)}
-
-    def compute(net, x):
-        a, b = _Affine.apply(x, net.weight, net.bias)
-        return net.head(a.tanh() * b.sigmoid())
-
-    return Net(compute, **parts), torch.randn(5, 4)
-
-
-@case
-def a_custom_function_that_is_given_no_gradient_for_unused_outputs():
-    parts = {"up": nn.Linear(4, 3), "scale": torch.randn(3), "head": nn.Linear(3, 2)}
-
-    def compute(net, x):
-        scaled, _ = _Scale.apply(net.up(x), net.scale)
-        _, shifted = _Scale.apply(scaled.tanh(), net.scale)
-        return net.head(shifted)
-
-    return Net(compute, **parts), torch.randn(5, 4)
-
-
-@case
-def activations_computed_again_in_the_backward_pass():
-    parts = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "head": nn.Linear(4, 2)}
-
-    def compute(net, x):
-        h = checkpoint(lambda z: net.b(net.a(z).tanh()).tanh(), x, use_reentrant=False)
-        return net.head(h)
-
-    return Net(compute, **parts), torch.randn(5, 4)
-
-
-@case
-def a_sequence_of_layers_checkpointed_by_segments():
-    layers = [part for _ in range(3) for part in (nn.Linear(4, 4), nn.Tanh())]
-
-    def compute(net, x):
-        return net.head(checkpoint_sequential(net.body, 3, x, use_reentrant=False).mean(1))
-
-    return Net(compute, body=nn.Sequential(*layers), head=nn.Linear(4, 2)), torch.randn(5, 3, 4)
 
 
 # Spectra and complex numbers.
@@ -282,20 +213,6 @@ def a_system_of_equations_solved_for_each_sample():
     def compute(net, x):
         system = torch.eye(3).to(x) + net.matrix
         return net.head(torch.linalg.solve(system, net.up(x).tanh().mT).mT)
-
-    return Net(compute, **parts), torch.randn(5, 4)
-
-
-@case(vmap="torch.func allows no requires_grad_ in a forward pass")
-def a_model_that_differentiates_itself():
-    """An energy's forces: the forward pass holds a derivative with respect to the input."""
-    parts = {"up": nn.Linear(4, 6), "energy": nn.Linear(6, 1)}
-
-    def compute(net, x):
-        with torch.enable_grad():
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            total = net.energy(net.up(x).tanh()).sum()
-            return torch.autograd.grad(total, x, create_graph=True)[0]
 
     return Net(compute, **parts), torch.randn(5, 4)
 

@@ -81,19 +81,20 @@ def reference(
     return Reference(matrix=matrix, trace=trace, layers=layers)
 
 
-def part_of(inputs: Any, chosen: Any) -> Any:
-    """Return some of the samples."""
+def part_of(inputs: Any, chosen: Any, dtype: torch.dtype | None = None) -> Any:
+    """Return some of the samples; floating numbers in another dtype, if one is given."""
     if isinstance(inputs, Mapping):
-        return {key: part_of(value, chosen) for key, value in inputs.items()}
+        return {key: part_of(value, chosen, dtype) for key, value in inputs.items()}
     if isinstance(inputs, tuple):
-        return tuple(part_of(value, chosen) for value in inputs)
-    return inputs[chosen]
+        return tuple(part_of(value, chosen, dtype) for value in inputs)
+    few = inputs[chosen]
+    return few.to(dtype) if dtype is not None and few.is_floating_point() else few
 
 
 def _first_tensor(inputs: Any) -> Tensor:
-    if isinstance(inputs, Mapping):
-        return next(iter(inputs.values()))
-    return inputs[0] if isinstance(inputs, tuple) else inputs
+    while not isinstance(inputs, Tensor):
+        inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
+    return inputs
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
