@@ -28,6 +28,7 @@ class Case:
         loose: Why the tolerance is not the usual one.
         vmap: Why the vmap engine refuses the model, or None where it must not.
         whole: Why the oracle takes the samples all at once rather than one by one, or None.
+        rough: Whether weights are moved off their first values, of which many are zero or one.
         slow: Whether it takes more than a second.
     """
 
@@ -37,6 +38,7 @@ class Case:
     loose: str | None = None
     vmap: str | None = None
     whole: str | None = None
+    rough: bool = True
     slow: bool = False
 
     def build(self) -> tuple[nn.Module, Any, dict[str, Any]]:
@@ -46,7 +48,8 @@ class Case:
         torch.manual_seed(0)
         try:
             model, inputs, *settings = self.builder()
-            _roughen(model)
+            if self.rough:
+                _roughen(model)
         finally:
             torch.set_default_dtype(default)
         return model.eval(), inputs, copy.copy(settings[0]) if settings else {}

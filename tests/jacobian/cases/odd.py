@@ -77,7 +77,8 @@ def a_branch_chosen_by_the_sign_of_the_data():
         h = torch.where(x[:, :1] > 0, net.a(x), net.b(x))
         return torch.where(h > 0, h, h * net.slope)
 
-    return Net(compute, **parts), torch.randn(5, 4)
+    signs = torch.tensor([[1.0], [-1.0], [-1.0], [1.0], [-1.0]])
+    return Net(compute, **parts), signs * torch.rand(5, 4)
 
 
 @case

@@ -60,8 +60,9 @@ def an_orthogonal_weight_by_matrix_exponential():
     return _through(parametrizations.orthogonal(nn.Linear(4, 3), orthogonal_map="matrix_exp"))
 
 
-@case
+@case(rough=False)
 def an_orthogonal_weight_by_reflections():
+    """The signs of its diagonal are part of the parameter and must stay."""
     return _through(parametrizations.orthogonal(nn.Linear(4, 3), orthogonal_map="householder"))
 
 
