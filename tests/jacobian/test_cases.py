@@ -15,8 +15,9 @@ from ntkwatch.jacobian.engine import empirical_ntk
 
 # The engines under test, and per engine the cases that it refuses with the reason. A case that an
 # engine is said to refuse must be refused.
-ENGINES = ["vmap", "loop"]
+ENGINES = ["structured", "vmap", "loop"]
 REFUSED = {
+    "structured": {},
     "vmap": {name: each.vmap for name, each in CASES.items() if each.vmap is not None},
     "loop": {},
 }
