@@ -80,7 +80,7 @@ def _by_autograd(side: Pass, names: Sequence[str], cotangent: Tensor) -> dict[st
     """Squared norms of the summed gradients."""
     tape = side.tape
     leaves = [tape.leaves[name] for name in names]
-    gradients = torch.autograd.grad(
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(
         tape.outputs, leaves, cotangent * tape.scale, retain_graph=True, allow_unused=True
     )
     found = {}
