@@ -4,11 +4,14 @@ The oracle is ``cases/reference.py``: ``torch.autograd.grad`` on a deep copy in 
 in a forward pass of its own.
 """
 
+import copy
+
 import pytest
 import torch
 from jacobian.cases.every import CASES
 from jacobian.cases.reference import part_of, reference, reference_of
 from jacobian.models import gap
+from jacobian.snapshots import assert_same, state_of
 
 from ntkwatch.errors import CoverageError
 from ntkwatch.jacobian.engine import empirical_ntk
@@ -66,16 +69,21 @@ def _agrees(kernel, expected, tolerance):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", _marked(CASES))
-def test_every_engine_gives_the_kernel_of_plain_autograd(name, engine):
+def test_every_engine_gives_the_kernel_of_plain_autograd_and_leaves_no_trace(name, engine):
+    """The model comes in training mode, as it does in a training."""
     case = CASES[name]
     model, inputs, settings = case.build()
+    before, given = state_of(model.train()), copy.deepcopy(inputs)
     settings |= {"engine": engine, "dtype": torch.float64}
     if name in REFUSED[engine]:
         with pytest.raises(CoverageError, match=f"engine='{engine}' cannot differentiate"):
             empirical_ntk(model, inputs, **settings)
-        return
-    kernel = empirical_ntk(model, inputs, **settings)
-    _agrees(kernel, reference_of(case), case.tolerance)
+    else:
+        kernel = empirical_ntk(model, inputs, **settings)
+        _agrees(kernel, reference_of(case), case.tolerance)
+        assert set(kernel.coverage) == reference_of(case).names
+    assert_same(before, state_of(model))
+    assert_same(given, inputs)
 
 
 def test_only_cases_are_said_to_be_refused():
