@@ -157,7 +157,7 @@ def test_infinite_width_relu_kernels_have_the_stated_diagonal(depth):
 
 
 def test_a_sparse_gradient_and_a_complex_one_have_their_closed_forms():
-    """A looked up row has derivative one; ``|w x|`` has ``|x| (cos, sin)`` of the angle of ``w``."""
+    """A looked up row has derivative one; ``|w x|`` has ``|x| w / |w|``, real part first."""
     table = nn.Embedding(3, 1, sparse=True)
     rows = dense_jacobian(table, torch.tensor([2, 0]))["weight"]
     _assert_equal_to(rows[:, 0], torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]).double(), 0)

@@ -54,12 +54,6 @@ pytestmark = [
 ]
 
 
-def _marked(names):
-    return [
-        pytest.param(name, marks=pytest.mark.slow) if CASES[name].slow else name for name in names
-    ]
-
-
 def _agrees(kernel, expected, tolerance):
     assert gap(kernel.matrix, expected.matrix) < tolerance
     assert gap(sum(kernel.layers.values()), expected.trace) < tolerance
@@ -71,7 +65,7 @@ def _agrees(kernel, expected, tolerance):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", _marked(CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_every_engine_gives_the_kernel_of_plain_autograd_and_leaves_no_trace(name, engine):
     """The model comes in training mode, as it does in a training."""
     case = CASES[name]
