@@ -29,7 +29,6 @@ class Case:
         vmap: Why the vmap engine refuses the model, or None where it must not.
         whole: Why the oracle takes the samples all at once rather than one by one, or None.
         rough: Whether weights are moved off their first values, of which many are zero or one.
-        slow: Whether it takes more than a second.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Case:
     vmap: str | None = None
     whole: str | None = None
     rough: bool = True
-    slow: bool = False
 
     def build(self) -> tuple[nn.Module, Any, dict[str, Any]]:
         """Return a fresh model in evaluation mode, its inputs and its settings; float64, seeded."""

@@ -28,11 +28,13 @@ class Reference:
         matrix: (N, N, C, C), or (N, N) where the outputs are reduced.
         trace: The (N, N) kernel summed over outputs.
         layers: Its parts by module.
+        names: Parameters differentiated by, also those without any gradient.
     """
 
     matrix: Tensor
     trace: Tensor
     layers: dict[str, Tensor]
+    names: set[str]
 
 
 @cache
@@ -78,7 +80,7 @@ def reference(
     matrix = trace
     if outputs == "full":
         matrix = sum(torch.einsum("iap,jbp->ijab", block, block) for block in rows.values())
-    return Reference(matrix=matrix, trace=trace, layers=layers)
+    return Reference(matrix=matrix, trace=trace, layers=layers, names=set(rows))
 
 
 def part_of(inputs: Any, chosen: Any, dtype: torch.dtype | None = None) -> Any:
