@@ -20,7 +20,9 @@ __all__ = ["RowSource", "contract", "gram_of_rows", "mirrored"]
 # products, short enough that rounding stays at the size of one float32 digit.
 _COLUMNS = 4096
 # A symmetric product is computed in this many bands, each from the diagonal on: 5/8 of the work.
+# Bands of fewer rows than this would lose more in speed than they save.
 _BANDS = 4
+_BAND_ROWS = 24
 
 
 @runtime_checkable
@@ -140,7 +142,8 @@ def gram_of_rows(
     wide = widest_float(a.device)
     step = flat_a.shape[1] if flat_a.dtype == wide else _COLUMNS
     gram = torch.zeros(len(flat_a), len(flat_b), dtype=wide, device=a.device)
-    rows = -(-len(flat_a) // _BANDS) if a is b and len(flat_a) >= _BANDS * _BANDS else len(flat_a)
+    banded = a is b and len(flat_a) >= _BANDS * _BAND_ROWS
+    rows = -(-len(flat_a) // _BANDS) if banded else len(flat_a)
     for start in range(0, flat_a.shape[1], max(1, step)):
         part_a, part_b = flat_a[:, start : start + step], flat_b[:, start : start + step]
         for top in range(0, len(flat_a), max(1, rows)):

@@ -24,7 +24,7 @@ from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["Factors", "Order", "contract_outer", "contract_turned"]
 
-_CACHE = 2**25  # bytes: larger intermediates leave the processor's cache and gain nothing
+_CACHE = 2**22  # bytes: larger intermediates leave a processor's cache, at half the speed
 
 
 class Activations(Protocol):
@@ -42,12 +42,12 @@ class Factors:
 
     Attributes:
         act: Activations of a range of samples.
-        cot: Cotangents (N, R, T, e), with constant factors in them.
+        cot: Cotangents (N, T, R, e), with constant factors in them.
         depth: d.
     """
 
     act: Activations
-    cot: Float[Tensor, "n r t e"]
+    cot: Float[Tensor, "n t r e"]
     depth: int
 
 
@@ -70,7 +70,7 @@ def contract_outer(
     same = right is None
     columns = left if right is None else right
     n, m = len(left.cot), len(columns.cot)
-    shape = (n, left.cot.shape[1], m, columns.cot.shape[1]) if full else (n, m)
+    shape = (n, left.cot.shape[2], m, columns.cot.shape[2]) if full else (n, m)
     total = torch.zeros(shape, dtype=widest_float(left.cot.device), device=left.cot.device)
     step_a, step_b = _steps(left, columns, order, full=full, budget=budget)
     for a in _ranges(range(n), step_a):
@@ -100,16 +100,16 @@ def contract_turned(left: Factors, right: Factors, *, full: bool, budget: int) -
     Returns:
         (N, R, M, S) if full, else (N, M).
     """
-    n, r, t, _ = left.cot.shape
-    m, s, u, _ = right.cot.shape
+    n, t, r, _ = left.cot.shape
+    m, u, s, _ = right.cot.shape
     wide = widest_float(left.cot.device)
     total = torch.zeros((n, r, m, s) if full else (n, m), dtype=wide, device=left.cot.device)
     each = t * u * (r + s) * left.cot.element_size()
     for a in _ranges(range(n), 1):
-        act_a, cot_a = left.act(a)[0], left.cot[a.start]
+        act_a, cot_a = left.act(a)[0], left.cot[a.start].transpose(0, 1)
         for b in _ranges(range(m), max(1, budget // max(1, each))):
             act_b, cot_b = right.act(b), right.cot[b.start : b.stop]
-            first = _dots(cot_b.movedim(0, 1), act_a)  # (S, b, U, T)
+            first = _dots(cot_b.movedim(2, 0), act_a)  # (S, b, U, T)
             second = torch.stack([_dots(cot_a, act) for act in act_b], dim=1)  # (R, b, T, U)
             second = second.mT
             if full:
@@ -155,24 +155,25 @@ def _overlaps(act_a: Tensor, act_b: Tensor) -> Tensor:
 
 
 def _ghost(overlaps: Tensor, cot_a: Tensor, cot_b: Tensor, *, full: bool) -> Tensor:
-    (a, r, t, _), (b, s, u, _) = cot_a.shape, cot_b.shape
+    (a, t, r, _), (b, u, s, _) = cot_a.shape, cot_b.shape
     wide = widest_float(cot_a.device)
     if full:  # one position only
         products = cot_a.flatten(0, 2) @ cot_b.flatten(0, 2).mT
         return products.view(a, r, b, s).to(wide) * overlaps.view(a, 1, b, 1).to(wide)
-    first, second = (c.transpose(1, 2).flatten(2).flatten(0, 1) for c in (cot_a, cot_b))
+    first, second = cot_a.flatten(2).flatten(0, 1), cot_b.flatten(2).flatten(0, 1)
     products = (first @ second.mT).view(a, t, b, u)
     if t == u == 1:
         return (products.to(wide) * overlaps)[:, 0, :, 0]
-    return (products.mul_(overlaps)).sum(dim=(1, 3), dtype=wide)
+    return products.mul_(overlaps).sum(dim=(1, 3), dtype=wide)
 
 
 def _mixed(overlaps: Tensor, cot_a: Tensor, cot_b: Tensor) -> Tensor:
-    (a, r, t, e), (b, s, u, _) = cot_a.shape, cot_b.shape
-    carried = cot_a.mT.reshape(a, r * e, t) @ overlaps.view(a, t, b * u).to(cot_a.dtype)
-    carried = carried.view(a, r, e, b, u).permute(3, 0, 1, 4, 2).reshape(b, a * r, u * e)
-    block = carried @ cot_b.reshape(b, s, u * e).mT
-    return block.view(b, a, r, s).permute(1, 2, 0, 3).to(widest_float(cot_a.device))
+    """One sample on the left: its cotangents, carried to the positions of the others."""
+    (_, t, r, e), (b, u, s, _) = cot_a.shape, cot_b.shape
+    carried = overlaps.view(t, b * u).mT.to(cot_a.dtype) @ cot_a.reshape(t, r * e)
+    products = carried.view(b * u, r, e) @ cot_b.reshape(b * u, s, e).mT
+    block = products.view(b, u, r, s).sum(dim=1, dtype=widest_float(cot_a.device))
+    return block.permute(1, 0, 2)[None]
 
 
 def _materialise(
@@ -186,23 +187,23 @@ def _materialise(
     budget: int,
 ) -> Tensor:
     """Gradients of some output columns at a time: (n, R, columns, d)."""
-    a, r, _, width = cot_a.shape
-    b, s = cot_b.shape[:2]
+    a, _, r, width = cot_a.shape
+    b, _, s, _ = cot_b.shape
     depth = act_a.shape[2]
     each = (a * r + (0 if same else b * s)) * depth * cot_a.element_size()
-    step = max(1, min(width, budget // max(1, each)))
+    step = max(1, min(width, min(budget, _CACHE) // max(1, each)))
     shape = (a * r, b * s) if full else (a, b)
     total = torch.zeros(shape, dtype=widest_float(cot_a.device), device=cot_a.device)
 
     def gradients(act: Tensor, cot: Tensor, part: slice) -> Tensor:
-        some = cot[..., part].mT  # (n, R, columns, T)
+        some = cot[..., part].permute(0, 2, 3, 1)  # (n, R, columns, T)
         return (some.flatten(1, 2) @ act).view(*some.shape[:3], depth)
 
     for start in range(0, width, step):
         part = slice(start, start + step)
-        rows_a = gradients(act_a, cot_a, part)
-        rows_b = rows_a if same else gradients(act_b, cot_b, part)
-        total += gram_of_rows(rows_a.flatten(2), rows_b.flatten(2), full=full)
+        rows_a = gradients(act_a, cot_a, part).flatten(2)
+        rows_b = rows_a if same else gradients(act_b, cot_b, part).flatten(2)
+        total += gram_of_rows(rows_a, rows_b, full=full)
     return total.view(a, r, b, s) if full else total
 
 
@@ -210,25 +211,22 @@ def _steps(
     left: Factors, right: Factors, order: Order, *, full: bool, budget: int
 ) -> tuple[int, int]:
     """Samples per block on both sides."""
-    n, r, t, e = left.cot.shape
-    m, s, u, _ = right.cot.shape
+    n, t, r, e = left.cot.shape
+    m, u, s, _ = right.cot.shape
     size = left.cot.element_size()
     if order == "materialise":
-        need = size * left.depth * r  # one output column of one sample
+        # All samples at once, unless one output column of theirs or their activations are too many.
+        need = size * left.depth * max(r, t)
         both = max(1, budget // (2 * max(1, need)))
-        acts = max(1, budget // max(1, 2 * t * left.depth * size))
-        both = min(both, acts) if acts < n else both
-        return (n, m) if both >= n else (max(1, both), max(1, both))
-    a = max(1, n // 8)
+        return (n, m) if both >= n else (both, both)
+    limit = min(budget, _CACHE)
     if order == "mixed":
-        each = size * (t * u + 2 * r * e * u)
-    else:
-        each = size * (2 * t * u if not full else 3 * r * s)
-    if t == u == 1 and n * m * each <= budget:
-        return n, m
-    limit = min(budget, 2 * _CACHE)
-    while a > 1 and a * each > limit:
-        a //= 2
+        each = size * u * (t + r * e)
+        return 1, max(1, min(m, limit // each))
+    each = size * (2 * t * u if not full else 3 * r * s)
+    if t == u == 1:
+        limit = budget
+    a = max(1, min(n if t == u == 1 else -(-n // 8), limit // each))
     return a, max(1, min(m, limit // (a * each)))
 
 

@@ -132,9 +132,9 @@ class Parameter:
         for use, form in zip(bundle.uses, bundle.forms, strict=True):
             (edge,), (owner,) = use.edges, use.owners
             rows = [form.cot(owner.split(one[edge])[:kept]) for one in cotangents]
-            stacked = torch.stack(rows, dim=1) if len(rows) > 1 else rows[0][:, None]
+            stacked = torch.stack(rows, dim=2) if len(rows) > 1 else rows[0][:, :, None]
             parts.append(stacked if form.scale == 1 else stacked * form.scale)
-        cot = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+        cot = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
         def act(samples: range) -> Tensor:
             found = [
