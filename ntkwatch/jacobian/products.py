@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_entries
-from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, dense, leaves, take
+from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, dense, take
 from ntkwatch.jacobian.linearize import OutputsOf, jacobian_vector_product, unchecked_product
 from ntkwatch.jacobian.memory import saved_bytes
 from ntkwatch.jacobian.problem import Problem
@@ -192,10 +192,16 @@ class KernelProducts:
         return outputs, at
 
     def _chunk(self, budget: int) -> int:
+        """Samples whose graph fits the budget."""
+        if self.rows == 1:
+            return 1
         function = self.problem.function
         at = function.leaf_params(self.problem.names)
-        one = take(self.problem.inputs, slice(0, 1))
-        weights = sum(tensor.nbytes for tensor in function.params.values())
-        kept = saved_bytes(lambda: self._function_on(function, one)(at))
-        each = max(kept - weights, sum(tensor.nbytes for tensor in leaves(one)), 1)
+
+        def kept(samples: int) -> int:
+            few = take(self.problem.inputs, slice(0, samples))
+            return saved_bytes(lambda: self._function_on(function, few)(at))
+
+        # A second sample shares the weights that the first one made the graph keep.
+        each = max(kept(2) - kept(1), 1)
         return max(1, min(self.rows, budget // (_GRAPHS * each)))
