@@ -216,6 +216,23 @@ def test_a_frozen_or_unused_parameter_adds_nothing():
     assert gap(_apply(model, x, v)[0], expected) < 1e-12
 
 
+def test_the_graph_of_a_whole_batch_is_made_once():
+    calls = []
+
+    def forward(model, x):
+        calls.append(len(x))
+        return model(x)
+
+    model, x, v = MLP(), torch.randn(5, 4), torch.randn(15, dtype=torch.float64)
+    options = {"forward": forward, "params": None, "dtype": None, "outputs": "full"}
+    with batch_problem(model, x, batchnorm="running", **options) as problem:
+        products = KernelProducts(problem, budget=2**30, coupled=False)
+        products.times(v)
+        calls.clear()
+        products.times(v)
+    assert calls == [5]  # that of forward mode
+
+
 def test_chunks_bound_what_one_pass_keeps():
     model, x = nn.Sequential(nn.Linear(4, 500), nn.Tanh(), nn.Linear(500, 3)), torch.randn(40, 4)
     options = {"forward": None, "params": None, "dtype": None, "outputs": "full"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ntkwatch.errors import InputError, NonFiniteError
-from ntkwatch.kernel.lanczos import lanczos
+from ntkwatch.kernel.lanczos import _outside, lanczos
 
 N = 150
 
@@ -87,6 +87,17 @@ def test_a_small_kernel_has_no_more_eigenvalues_than_rows():
     found = lanczos(_times(kernel), 3, 8)
     assert found.converged
     torch.testing.assert_close(found.values, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+
+
+def test_a_direction_that_is_hardly_new_is_made_orthogonal_all_the_same():
+    basis = torch.linalg.qr(torch.randn(N, 20, dtype=torch.float64))[0]
+    inside = basis @ torch.randn(20, 3, dtype=torch.float64)
+    block = inside + 1e-6 * torch.randn(N, 3, dtype=torch.float64)
+    found = torch.cat([basis, _outside(basis, block)], dim=1)
+    assert found.shape == (N, 23)
+    identity = torch.eye(23, dtype=torch.float64)
+    torch.testing.assert_close(found.T @ found, identity, rtol=0, atol=1e-14)
+    assert _outside(basis, inside).shape == (N, 0)
 
 
 def test_products_in_float32_reach_the_tolerance_of_float32():
