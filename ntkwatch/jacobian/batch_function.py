@@ -23,7 +23,7 @@ from ntkwatch.jacobian.parameters import check_finite_parameters, select_paramet
 from ntkwatch.jacobian.problem import Problem, prepare
 from ntkwatch.jacobian.undisturbed import undisturbed
 
-__all__ = ["BatchStatistics", "batch_problem", "is_coupled"]
+__all__ = ["BatchStatistics", "as_batch_function", "batch_problem", "is_coupled"]
 
 BatchStatistics = Literal["running", "probe", "batch"]
 
@@ -61,7 +61,7 @@ def batch_problem(
     moving = moving_batchnorms(model)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        if batchnorm == "batch":
+        if batchnorm == "batch":  # what is checked first, too, is to be the batch function
             stack.enter_context(batch_statistics(model, moving))
         problem = prepare(
             model,
@@ -72,9 +72,33 @@ def batch_problem(
             dtype=jacobian_dtype(selected, dtype),
             batchnorms=moving if batchnorm == "probe" else [],
         )
-        if batchnorm == "batch" and moving:
-            problem.spec = replace(problem.spec, batchnorm="batch")
+        if batchnorm == "batch":
+            problem = stack.enter_context(as_batch_function(problem, moving))
         yield problem
+
+
+@contextmanager
+def as_batch_function(problem: Problem, moving: Sequence[str]) -> Iterator[Problem]:
+    """Give a problem with the batch's own statistics, differentiated, in place of any others.
+
+    Args:
+        problem: Model and batch, whatever statistics they were prepared with.
+        moving: BatchNorms that training runs on batch statistics.
+
+    Yields:
+        The problem of the batch function, to be differentiated inside this only.
+    """
+    spec = replace(problem.spec, batchnorm="batch") if moving else problem.spec
+    with batch_statistics(problem.function.model, moving):
+        yield Problem(
+            problem.make,
+            problem.function,
+            problem.inputs,
+            problem.reduction,
+            problem.names,
+            {},
+            spec,
+        )
 
 
 def is_coupled(problem: Problem) -> bool:
@@ -84,7 +108,8 @@ def is_coupled(problem: Problem) -> bool:
         problem: Model and batch.
 
     Returns:
-        True for a batch function that has no per-sample kernel.
+        True for a batch function that has no per-sample kernel; always where batch statistics are
+        differentiated.
 
     Raises:
         RandomForwardError: If the model draws random numbers, and so is no function at all.
@@ -95,4 +120,5 @@ def is_coupled(problem: Problem) -> bool:
         raise
     except SampleCouplingError:
         return True
-    return False
+    # Whatever the check could see: a batch function taken in parts is another function.
+    return problem.spec.batchnorm == "batch"

@@ -51,6 +51,8 @@ class KernelProducts:
         self.directions = 1 if reduction.full else reduction.rows
         self.size = self.rows * (reduction.rows if reduction.full else 1)
         self.method: str | None = None
+        # The largest |J' u| / |u| so far: what is known of |J|.
+        self._gain = torch.zeros((), dtype=widest_float(self.device), device=self.device)
         step = self.rows if coupled else self._chunk(budget)
         self._chunks = [
             slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step)
@@ -138,16 +140,20 @@ class KernelProducts:
         return torch.cat([self._push(pulled, chunk, None) for chunk in self._chunks])
 
     def _agrees(self, u: Tensor, pulled: Params, image: Tensor) -> bool:
-        wide = widest_float(u.device)
-        entries = [real_entries(gradient).to(wide) for gradient in pulled.values()]
-        square = torch.stack([part.square().sum() for part in entries]).sum()
-        forward = (u.to(wide) * image.to(wide)).sum()
         if self.method == "finite-difference":  # checked each time, to what it can
             return True
-        size = square + u.to(wide).norm() * image.to(wide).norm()
-        allowed = _ROUNDING * torch.finfo(image.dtype).eps * size
+        wide = widest_float(u.device)
+        u, image = u.to(wide), image.to(wide)
+        entries = [real_entries(gradient).to(wide) for gradient in pulled.values()]
+        square = torch.stack([part.square().sum() for part in entries]).sum()
+        length = torch.linalg.vector_norm(u)
+        if length > 0:
+            self._gain = torch.maximum(self._gain, square.sqrt() / length)
+        # Rounding of J g is a share of |J| |g|: where u is next to nothing to J, of more than J g.
+        size = length * (square.sqrt() * self._gain + torch.linalg.vector_norm(image))
+        allowed = _ROUNDING * torch.finfo(self.problem.function.dtype).eps * size
         # Written this way round so that NaN, which has a refusal of its own, passes.
-        return not bool((forward - square).abs() > allowed)
+        return not bool(((u * image).sum() - square).abs() > allowed)
 
     def _seen_along(self, image: Tensor, direction: int) -> Tensor:
         reduction = self.problem.reduction

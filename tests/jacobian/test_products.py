@@ -19,7 +19,7 @@ from torch import nn
 
 import ntkwatch.jacobian.products as products_module
 from ntkwatch.errors import CoverageError
-from ntkwatch.jacobian.batch_function import batch_problem
+from ntkwatch.jacobian.batch_function import as_batch_function, batch_problem, is_coupled
 from ntkwatch.jacobian.products import KernelProducts
 
 from oracles import dense_ntk
@@ -115,6 +115,34 @@ def test_batch_statistics_are_differentiated():
     assert gap(_apply(model, x, v, batchnorm="probe")[0], found) > 0.05
 
 
+def test_a_problem_prepared_with_constant_statistics_becomes_the_batch_function():
+    model, x, v = NormedNet().train(), torch.randn(8, 4), _vectors(24)
+    options = {"forward": None, "params": None, "dtype": torch.float64, "outputs": "full"}
+    with batch_problem(model, x, batchnorm="probe", **options) as probe:
+        with as_batch_function(probe, ["1"]) as problem:
+            products = KernelProducts(problem, budget=2**30, coupled=True)
+            found = torch.stack([products.times(u) for u in v.T], dim=1)
+        assert problem.spec.batchnorm == "batch"
+        assert probe.spec.batchnorm == "probe"
+        before = KernelProducts(probe, budget=2**30, coupled=False).times(v[:, 0])
+    assert gap(found, flat_kernel(model, x) @ v) < 1e-12
+    assert gap(before, found[:, 0]) > 0.02
+
+
+def test_batch_statistics_are_never_taken_in_parts():
+    """A head of zeros hides the coupling from outputs; a batch in parts has other statistics."""
+    model, x, v = NormedNet().train(), torch.randn(8, 4), _vectors(24)
+    with torch.no_grad():
+        model[3].weight.zero_()
+    options = {"forward": None, "params": "3", "dtype": torch.float64, "outputs": "full"}
+    with batch_problem(model, x, batchnorm="batch", **options) as problem:
+        assert is_coupled(problem)
+        products = KernelProducts(problem, budget=1, coupled=is_coupled(problem))
+        found = torch.stack([products.times(u) for u in v.T], dim=1)
+    expected = flat_kernel(model, x, params=["3.weight", "3.bias"]) @ v
+    assert gap(found, expected) < 1e-12
+
+
 def test_coupled_heads_are_one_function_of_the_batch():
     model, x, v = Contrastive(), torch.randn(6, 4), _vectors(36)
     found, _ = _apply(model, x, v, coupled=True)
@@ -174,6 +202,24 @@ def test_a_forward_mode_that_goes_wrong_later_is_noticed_and_replaced(monkeypatc
     model, x, v = MLP(), torch.randn(5, 4), _vectors(15)
     found, _ = _apply(model, x, v)
     assert gap(found, flat(dense_ntk(model, x)) @ v) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_that_the_kernel_hardly_sees_raise_no_alarm(monkeypatch, dtype):
+    """Inputs with singular values from 1 to 1e-7: rounding of J g is large beside J g itself."""
+    checked = []
+    real = products_module.jacobian_vector_product
+
+    def counted(*args, **options):
+        checked.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(products_module, "jacobian_vector_product", counted)
+    left, right = (torch.linalg.qr(torch.randn(n, 4, dtype=torch.float64))[0] for n in (9, 4))
+    x = left @ torch.diag(torch.tensor([1, 1e-2, 1e-5, 1e-7], dtype=torch.float64)) @ right.T
+    model = nn.Sequential(nn.Linear(4, 50, bias=False), nn.Linear(50, 1))
+    _apply(model, x, left, params="0", dtype=dtype)
+    assert len(checked) == 1
 
 
 class _Straight(torch.autograd.Function):
