@@ -5,6 +5,7 @@ that is contracted by pairs of sample blocks, computing rows again. The whole Ja
 How rows are computed is not known here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +24,8 @@ _COLUMNS = 4096
 # Bands of fewer rows than this would lose more in speed than they save.
 _BANDS = 4
 _BAND_ROWS = 24
+# Entries of this size have products and sums of products well within single precision.
+_SAFE = 2.0**40
 
 
 @runtime_checkable
@@ -79,7 +82,7 @@ def contract(
 
     def add(blocks_a: dict[str, Tensor], blocks_b: dict[str, Tensor], a: range, b: range) -> None:
         for name, rows_a in blocks_a.items():
-            block = gram_of_rows(rows_a, blocks_b[name], full=full)
+            block = _gram_in_range(rows_a, blocks_b[name], full=full)
             if full:
                 target = total[a.start * r : a.stop * r, b.start * r : b.stop * r]
                 trace = torch.einsum("irjr->ij", block.view(len(a), r, len(b), r))
@@ -150,6 +153,25 @@ def gram_of_rows(
             left = top if a is b else 0
             gram[top : top + rows, left:] += part_a[top : top + rows] @ part_b[left:].mT
     return gram
+
+
+def _gram_in_range(a: Tensor, b: Tensor, *, full: bool) -> Tensor:
+    """The same for rows whose products would leave the range of single precision."""
+    if a.dtype == widest_float(a.device) or a.numel() == 0:
+        return gram_of_rows(a, b, full=full)
+    sizes = [float(rows.abs().max()) for rows in ((a,) if a is b else (a, b))]
+    if all(size == 0 or 1 / _SAFE < size < _SAFE or not math.isfinite(size) for size in sizes):
+        return gram_of_rows(a, b, full=full)
+    # Powers of two, which round nothing; two steps, since one may be out of range itself.
+    shifts = [-math.frexp(size)[1] if size else 0 for size in sizes]
+    first = _shifted(a, shifts[0])
+    second = first if a is b else _shifted(b, shifts[-1])
+    return _shifted(gram_of_rows(first, second, full=full), -(shifts[0] + shifts[-1]))
+
+
+def _shifted(tensor: Tensor, exponent: int) -> Tensor:
+    half = exponent // 2
+    return tensor * 2.0**half * 2.0 ** (exponent - half)
 
 
 def _groups(

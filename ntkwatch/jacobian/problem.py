@@ -134,7 +134,9 @@ class Problem:
         layers = {name: layer_of(name) for name in self.names}
         if engine not in ("auto", "structured"):
             return Served(parts=None, left_out=tuple(layers), reason="")
-        served = serve(self.function, inputs, columns, self.reduction, layers, self.buffers, budget)
+        served = serve(
+            self.make, self.function, inputs, columns, self.reduction, layers, self.buffers, budget
+        )
         if served.left_out and engine == "structured":
             raise CoverageError(
                 f"engine='structured' cannot serve {', '.join(served.left_out[:3])} of "

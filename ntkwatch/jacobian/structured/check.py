@@ -18,7 +18,7 @@ from ntkwatch.jacobian.structured.graph import Unstructured
 from ntkwatch.jacobian.structured.kernel import Pass, structured_kernel
 from ntkwatch.kernel.gram import widest_float
 
-__all__ = ["check_against_autograd"]
+__all__ = ["check_against_autograd", "trust", "trusted"]
 
 # Allowed gaps as shares of what the form could be at most. A wrong rule is off by the order of 1;
 # models that compute partly in float32 inside float64 are why the first is not smaller.
@@ -28,22 +28,27 @@ _SEED = 0xC0
 _checked: WeakKeyDictionary[nn.Module, set[tuple[int, tuple[str, ...]]]] = WeakKeyDictionary()
 
 
-def check_against_autograd(side: Pass, model: nn.Module, names: Sequence[str], budget: int) -> None:
+def trusted(side: Pass, model: nn.Module, names: Sequence[str]) -> bool:
+    """Return whether a graph like this one was found right before."""
+    return (side.tape.graph.signature(), tuple(names)) in _checked.get(model, set())
+
+
+def trust(side: Pass, model: nn.Module, names: Sequence[str]) -> None:
+    """Remember that this graph was found right."""
+    _checked.setdefault(model, set()).add((side.tape.graph.signature(), tuple(names)))
+
+
+def check_against_autograd(side: Pass, names: Sequence[str], budget: int) -> None:
     """Refuse to go on if the engine and plain autograd disagree on some parameter.
 
     Args:
         side: A forward pass.
-        model: Whose pass it is; what was found right once is not looked at again.
         names: Parameters.
         budget: Bytes that may be held.
 
     Raises:
         Unstructured: If they disagree; it names the parameter and its operations.
     """
-    key = (side.tape.graph.signature(), tuple(names))
-    done = _checked.setdefault(model, set())
-    if key in done:
-        return
     outputs, kept = side.tape.outputs, side.count
     generator = torch.Generator().manual_seed(_SEED)
     direction = torch.randn(outputs.shape[1], generator=generator, device="cpu").to(outputs)
@@ -70,7 +75,6 @@ def check_against_autograd(side: Pass, model: nn.Module, names: Sequence[str], b
                 f"its kernel of {name} (used by {operations}) differs from plain autograd by "
                 f"{float(gap):.1e} of its size"
             )
-    done.add(key)
 
 
 _TINY = 1e-300

@@ -1,6 +1,6 @@
 """The structured engine from outside: what it can serve, and what it leaves to other engines."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +8,12 @@ import torch
 from ntkwatch.errors import NtkwatchError
 from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.inputs import Inputs, cast_inputs
 from ntkwatch.jacobian.outputs import Reduction
-from ntkwatch.jacobian.structured.check import check_against_autograd
+from ntkwatch.jacobian.structured.check import check_against_autograd, trust, trusted
 from ntkwatch.jacobian.structured.graph import Unstructured
 from ntkwatch.jacobian.structured.kernel import Parts, Pass, structured_kernel
+from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["Served", "serve"]
 
@@ -34,6 +35,7 @@ class Served:
 
 @torch.no_grad()  # what autograd saved for the backward pass is part of a graph itself
 def serve(
+    make: Callable[[torch.dtype], ModelFunction],
     function: ModelFunction,
     inputs: Inputs,
     other: Inputs | None,
@@ -45,7 +47,8 @@ def serve(
     """Compute what the structured engine can of a kernel.
 
     Args:
-        function: The model as a function.
+        make: The model as a function, in a given dtype.
+        function: The same in the dtype of the kernel.
         inputs: The first samples.
         other: The second; None for the same.
         reduction: Output directions.
@@ -68,7 +71,9 @@ def serve(
             for samples in (inputs,) if other is None else (inputs, other):
                 side = Pass(function, samples, reduction, list(wanted), buffers, budget)
                 sides.append(side)
-                check_against_autograd(side, function.model, list(wanted), budget)
+                if not trusted(side, function.model, list(wanted)):
+                    _check(side, make, samples, reduction, list(wanted), buffers, budget)
+                    trust(side, function.model, list(wanted))
             parts = structured_kernel(
                 sides[0],
                 sides[1] if len(sides) > 1 else None,
@@ -93,6 +98,29 @@ def serve(
             left_out = tuple(name for name in layers if name not in wanted)
             return Served(parts=parts, left_out=left_out, reason="; ".join(reasons))
     return Served(parts=None, left_out=tuple(layers), reason="; ".join(reasons))
+
+
+def _check(
+    side: Pass,
+    make: Callable[[torch.dtype], ModelFunction],
+    samples: Inputs,
+    reduction: Reduction,
+    names: list[str],
+    buffers: Params,
+    budget: int,
+) -> None:
+    try:
+        check_against_autograd(side, names, budget)
+    except Unstructured:
+        device = side.tape.outputs.device
+        wide = widest_float(device)
+        if side.tape.outputs.dtype == wide:
+            raise
+        # Perhaps it is rounding, in a parameter whose gradients nearly cancel: float64 tells.
+        function = make(wide)
+        samples = cast_inputs(samples, device=device, dtype=wide)
+        again = Pass(function, samples, reduction, names, buffers, budget)
+        check_against_autograd(again, names, budget)
 
 
 def _users(sides: list[Pass], error: Unstructured) -> set[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from ntkwatch.jacobian.functional import real_entries
 from ntkwatch.jacobian.structured.contraction import Factors
@@ -159,18 +160,20 @@ def rows_of(
     Returns:
         One row per sample and parameter.
     """
-    tape = parameters[0].tape
-    found: dict[Edge, Tensor] = {}
-    done: set[tuple[object, int]] = set()
+    made: dict[tuple[Node, int], Tensor] = {}
+    found: dict[str, Tensor] = {}
     for parameter in parameters:
+        gradients: dict[Edge, Tensor] = {}
         for use, form in zip(parameter.uses, parameter.forms, strict=True):
-            if (use.node, use.slot) in done:
-                continue
-            done.add((use.node, use.slot))
-            rows = gradients_of(use, form, [cotangents.get(edge) for edge in use.edges], kept)
-            found[use.derived] = found[use.derived] + rows if use.derived in found else rows
-    carried = carried_to(tape, [parameter.name for parameter in parameters], found)
-    return {name: real_entries(rows).reshape(len(rows), -1) for name, rows in carried.items()}
+            place = (use.node, use.slot)
+            if place not in made:
+                own = [cotangents.get(edge) for edge in use.edges]
+                made[place] = gradients_of(use, form, own, kept)
+            before = gradients.get(use.derived)
+            gradients[use.derived] = made[place] if before is None else before + made[place]
+        rows = real_entries(carried_to(parameter.tape, parameter.name, gradients))
+        found[parameter.name] = rows.reshape(len(rows), -1)
+    return found
 
 
 def length_of(use: Use, form: Outer) -> int:

@@ -138,9 +138,13 @@ def _owners(plain: Tensor, tagged: list[Tensor]) -> Tensor:
         shift = exponent_tagged.long() - exponent.long() + _HALF
         wrong |= (mantissa_tagged != mantissa) | (shift < 0) | (shift >= _BASE)
         owners += shift * _BASE**digit
-    nobody = (plain == 0) & torch.stack([values == 0 for values in tagged]).all(dim=0)
     owners = torch.where(wrong, _SEVERAL, owners)
-    return torch.where(nobody, _NOBODY, owners)
+    # Numbers so small that a tag may have made them subnormal, and so have rounded them, tell
+    # nothing; masked attention is full of them.
+    least = torch.finfo(plain.dtype).smallest_normal * 2.0 ** (_BASE // 2 + 8)
+    tiny = torch.stack([values.abs() < least for values in (plain, *tagged)]).any(dim=0)
+    tiny &= plain.abs() < least * 2.0**_BASE
+    return torch.where(tiny, _NOBODY, owners)
 
 
 def _guesses(shape: tuple[int, ...], count: int) -> Iterator[RegularOwner]:

@@ -117,68 +117,40 @@ def _filled(argument: Tensor | None, use: Use, output: int) -> Tensor | None:
     return torch.zeros(shape_of(edge), dtype=dtype_of(edge), device=some.device)
 
 
-def carried_to(
-    tape: Tape, names: Sequence[str], gradients: Mapping[Edge, Tensor]
-) -> dict[str, Tensor]:
-    """Carry gradients of what entered operations to the parameters it was made of.
+def carried_to(tape: Tape, name: str, gradients: Mapping[Edge, Tensor]) -> Tensor:
+    """Carry gradients of what entered operations to the parameter it was made of.
 
     Args:
         tape: The pass that they belong to.
-        names: Parameters.
-        gradients: (K, *shape) by what entered; all uses of these parameters, and no others.
+        name: The parameter.
+        gradients: (K, *shape) by what entered: all uses of this parameter, and no others.
 
     Returns:
-        (K, *shape) per parameter.
+        (K, *shape) of the parameter.
     """
+    leaf, node = tape.leaves[name], tape.graph.leaves[name]
     count = len(next(iter(gradients.values())))
-    found = {
-        name: torch.zeros(
-            count,
-            *tape.leaves[name].shape,
-            dtype=tape.leaves[name].dtype,
-            device=tape.leaves[name].device,
-        )
-        for name in names
-    }
+    found = torch.zeros(count, *leaf.shape, dtype=leaf.dtype, device=leaf.device)
     rest: dict[Edge, Tensor] = {}
     for derived, rows in gradients.items():
-        for name in names:
-            leaf = tape.leaves[name]
-            view = view_of_parameter(derived, tape.graph.leaves[name], leaf.shape)
-            if view is not None:
-                target = found[name].as_strided(
-                    (count, *view.shape), (leaf.numel(), *view.stride()), view.storage_offset()
-                )
-                target += rows
-                break
-        else:
+        view = view_of_parameter(derived, node, leaf.shape)
+        if view is None:
             rest[derived] = rows
-    if rest:
-        for name, pulled in zip(names, _pulled(tape, names, rest), strict=True):
-            if pulled is not None:
-                found[name] += pulled
-    return found
+            continue
+        shape, stride = (count, *view.shape), (leaf.numel(), *view.stride())
+        found.as_strided(shape, stride, view.storage_offset()).add_(rows)
+    return found + _pulled(tape, name, rest) if rest else found
 
 
-def _pulled(
-    tape: Tape, names: Sequence[str], gradients: Mapping[Edge, Tensor]
-) -> Sequence[Tensor | None]:
+def _pulled(tape: Tape, name: str, gradients: Mapping[Edge, Tensor]) -> Tensor:
     edges = [GradientEdge(edge.node, edge.output) for edge in gradients]
-    leaves = [tape.leaves[name] for name in names]
-    rows = list(gradients.values())
+    leaf, rows = tape.leaves[name], list(gradients.values())
     try:
-        return torch.autograd.grad(
-            edges, leaves, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
+        (found,) = torch.autograd.grad(edges, leaf, rows, retain_graph=True, is_grads_batched=True)
     except RuntimeError:  # an operation without a batching rule: one row at a time
-        pass
-    pulled: list[tuple[Tensor | None, ...]] = [
-        torch.autograd.grad(
-            edges, leaves, [r[k] for r in rows], retain_graph=True, allow_unused=True
-        )
-        for k in range(len(rows[0]))
-    ]
-    return [
-        None if column[0] is None else torch.stack([c for c in column if c is not None])
-        for column in zip(*pulled, strict=True)
-    ]
+        pulled = [
+            torch.autograd.grad(edges, leaf, [r[k] for r in rows], retain_graph=True)[0]
+            for k in range(len(rows[0]))
+        ]
+        return torch.stack([dense(gradient) for gradient in pulled])
+    return found
