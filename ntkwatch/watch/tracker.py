@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
-from ntkwatch.jacobian.engine import check_choice
+from ntkwatch.jacobian.engine import check_batchnorm, check_choice
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
@@ -69,8 +69,11 @@ class KernelTracker:
             and 8 random directions beyond (orthogonal to the all-ones vector for class targets).
         params: Names or patterns of parameters for the kernel; default all trainable ones.
         engine: As in ``empirical_ntk``.
-        batchnorm: Statistics of BatchNorms that train on batch statistics: those of the "probe"
-            (default), or "running" averages, whose motion then counts as drift.
+        batchnorm: Statistics of BatchNorms that train on batch statistics, in kernels: those of the
+            "probe" (default); "running" averages, whose motion then counts as drift; those of the
+            "reference" step, with every other buffer; or those of the "batch", differentiated
+            (exact, coupled and slow: see ``empirical_ntk``). One that trains in evaluation mode
+            keeps its running averages.
         memory_budget: Bytes for Jacobian rows.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
         top_k: Eigenvalues to record.
@@ -105,7 +108,7 @@ class KernelTracker:
         reference_is_start: bool = True,
     ) -> None:
         check_choice("engine", engine, ("auto", "vmap", "loop"))
-        check_choice("batchnorm", batchnorm, ("running", "probe"))
+        check_batchnorm(batchnorm, engine, ("running", "probe", "reference", "batch"))
         check_choice("metrics", metrics, ("minimal", "standard"))
         if top_k < 1:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
@@ -267,15 +270,23 @@ class KernelTracker:
         check_finite_parameters(params)
         weights = None if self._metrics == "minimal" else replicates(self.probe)
         with undisturbed(model), apart(model):
-            now = measure(model, self.probe.inputs, settings, first=is_first, state=tensors)
+            buffers = None if is_reference or self._start is None else self._start.buffers
+            now = measure(
+                model,
+                self.probe.inputs,
+                settings,
+                first=is_first,
+                reference=buffers,
+                state=tensors,
+            )
             if self._resumed is not None:
                 check_same_settings(now.problem.spec, self._resumed)
             start, floors, since_warmup = self._start, self._floors, None
             if is_reference or start is None:
                 start, floors = now.as_anchor(step), noise_floor(now, settings)
-            reading = compare(now, start, moving=settings.moving, weights=weights)
+            reading = compare(now, start, settings=settings, weights=weights)
             if not is_reference and self._warmup is not None and step > self._warmup.step:
-                since_warmup = compare(now, self._warmup, moving=settings.moving, weights=weights)
+                since_warmup = compare(now, self._warmup, settings=settings, weights=weights)
         without = now.left_out.get("kernel") if start.kernel is None else None
         settings = replace(settings, no_kernel=without)
         return _Seen(settings, now, start, floors, reading, since_warmup)
