@@ -129,7 +129,8 @@ def _moved(now: Measurement, anchor: Anchor, unread: set[str]) -> list[str]:
     differ = [_differs(then[name], function.buffers[name]) for name in names]
     if not differ:
         return []
-    return [name for name, d in zip(names, torch.stack(differ).tolist(), strict=True) if d]
+    together = torch.stack([d.to(differ[0].device) for d in differ]).tolist()
+    return [name for name, d in zip(names, together, strict=True) if d]
 
 
 def _differs(then: Tensor, now: Tensor) -> Tensor:
