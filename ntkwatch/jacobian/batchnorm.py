@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntkwatch.errors import InputError
+from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.inputs import Inputs, count_samples
 from ntkwatch.jacobian.parameters import clean_name
 from ntkwatch.jacobian.spec import BatchNormMode
 
@@ -24,6 +26,7 @@ __all__ = [
     "batch_statistics",
     "moving_batchnorms",
     "norm_matched",
+    "outputs_on",
     "probe_statistics",
     "statistics_in",
     "unread_buffers",
@@ -155,6 +158,42 @@ def probe_statistics(function: ModelFunction, inputs: Inputs, names: Sequence[st
             prefix = f"{name}." if name else ""
             statistics[f"{prefix}running_mean"], statistics[f"{prefix}running_var"] = pairs[0]
     return statistics
+
+
+def outputs_on(
+    statistics: str,
+    function: ModelFunction,
+    inputs: Inputs,
+    names: Sequence[str],
+    buffers: Params,
+) -> tuple[Params, Tensor]:
+    """Return the outputs on given statistics, and the buffers that give them.
+
+    Args:
+        statistics: As ``statistics_in`` gives them.
+        function: The model as a function.
+        inputs: The probe.
+        names: BatchNorms that training runs on batch statistics.
+        buffers: To use instead of the model's, those of the probe apart.
+
+    Returns:
+        Buffers to use instead of the model's, and outputs.
+
+    Raises:
+        InputError: If the probe is too small to have statistics.
+    """
+    try:
+        if statistics == "probe":
+            buffers = probe_statistics(function, inputs, names)
+        on_batch = names if statistics == "batch" else ()
+        with torch.no_grad(), batch_statistics(function.model, on_batch):
+            return buffers, function({}, inputs, buffers)
+    except ValueError as error:
+        raise InputError(
+            f"the BatchNorms of {type(function.model).__name__} find no statistics in "
+            f"{count_samples(inputs)} samples ({first_line(error)}), so there is no function of "
+            "the batch. Give two samples or more, or use batchnorm='running'."
+        ) from error
 
 
 def norm_matched(

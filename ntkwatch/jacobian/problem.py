@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ntkwatch.errors import CoverageError, InputError, NonFiniteError, OutputError
 from ntkwatch.jacobian.agreement import why_not_vmap
-from ntkwatch.jacobian.batchnorm import batch_statistics, probe_statistics, statistics_in
+from ntkwatch.jacobian.batchnorm import batch_statistics, outputs_on, statistics_in
 from ntkwatch.jacobian.blocks import contract
 from ntkwatch.jacobian.coupling import check_repeatable, check_samples_independent
 from ntkwatch.jacobian.first_call import attempt_on_copies, first_call
@@ -275,12 +275,8 @@ def prepare(
     function = make(dtype)
     statistics = statistics_in(model, batchnorm, batchnorms)
     buffers = function.own_buffers(reference or {}) if statistics == "reference" else {}
-    if statistics == "probe":
-        buffers = probe_statistics(function, inputs, batchnorms)
-    on_batch = batchnorms if statistics == "batch" else []
-    if buffers or on_batch:
-        with torch.no_grad(), batch_statistics(model, on_batch):
-            values = function({}, inputs, buffers)
+    if buffers or statistics in ("probe", "batch"):
+        buffers, values = outputs_on(statistics, function, inputs, batchnorms, buffers)
     check_outputs(values, n)
     bad = int((~torch.isfinite(values)).sum())
     if bad:

@@ -249,16 +249,9 @@ class KernelTracker:
             settings = settle(model, self._wanted, self.probe.targets, self._resumed)
         if self._start is not None and not is_reference:
             kept = Kept(self._start, self._warmup, self._floors)
-        seen = look(
-            model,
-            self.probe,
-            settings,
-            kept,
-            step=step,
-            first=is_reference or self._settings is None,
-            minimal=self._metrics == "minimal",
-            state=state,
-        )
+        first, minimal = is_reference or self._settings is None, self._metrics == "minimal"
+        how = (model, self.probe, settings, kept)
+        seen = look(*how, step=step, first=first, minimal=minimal, state=state)
         if self._resumed is not None:
             check_same_settings(seen.now.problem.spec, self._resumed)
         return seen
@@ -275,16 +268,11 @@ class KernelTracker:
         moving = moving_batchnorms(model)
         if moving != list(settings.moving) and len(self.history) > 0:
             first, gaps = self.history[0], list(self.history.gaps)
+            place = {"epoch": first.epoch, "logged_step": first.logged_step}
+            state = {**start.params, **start.buffers}
             self._resumed = {"params": list(settings.names), "batchnorms": moving}
             try:
-                self.observe(
-                    model,
-                    start.step,
-                    loss=first.loss,
-                    epoch=first.epoch,
-                    logged_step=first.logged_step,
-                    state={**start.params, **start.buffers},
-                )
+                self.observe(model, start.step, loss=first.loss, **place, state=state)
             finally:
                 self._resumed = None
             self.history.gaps.extend(gaps)

@@ -136,6 +136,13 @@ def test_chance_is_refused_in_a_batch_too():
         empirical_ntk(Noisy(), IMAGES, batchnorm="batch", dtype=torch.float64)
 
 
+@pytest.mark.parametrize("batchnorm", ["probe", "batch"])
+def test_one_vector_has_no_statistics(batchnorm):
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    with pytest.raises(InputError, match="find no statistics in 1 samples"):
+        empirical_ntk(model, torch.randn(1, 4), batchnorm=batchnorm)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
