@@ -41,7 +41,8 @@ def dense_jacobian(
     outputs = _outputs(model, inputs, forward)
     n, c = outputs.shape
     jacobian = {
-        name: torch.zeros(n, c, p.numel(), dtype=torch.float64) for name, p in params.items()
+        name: torch.zeros(n, c, _real_entries(p).numel(), dtype=torch.float64)
+        for name, p in params.items()
     }
     used = set()
     for i in range(n):
@@ -51,7 +52,7 @@ def dense_jacobian(
             )
             for name, gradient in zip(params, gradients, strict=True):
                 if gradient is not None:
-                    jacobian[name][i, a] = gradient.detach().flatten()
+                    jacobian[name][i, a] = _real_entries(gradient).flatten()
                     used.add(name)
     assert used, "no parameter was used: does forward= hold the model instead of taking it?"
     return jacobian
@@ -111,6 +112,12 @@ def to_double(inputs: Any) -> Any:
         return type(inputs)(to_double(value) for value in inputs)
     is_floating = isinstance(inputs, Tensor) and inputs.is_floating_point()
     return inputs.double() if is_floating else inputs
+
+
+def _real_entries(tensor: Tensor) -> Tensor:
+    """Dense, with a complex number as two real ones."""
+    tensor = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _outputs(model: nn.Module, inputs: Any, forward: Forward | None) -> Tensor:

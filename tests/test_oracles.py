@@ -154,3 +154,22 @@ def test_infinite_width_relu_kernels_have_the_stated_diagonal(depth):
     np.testing.assert_allclose(np.linalg.norm(arrays["unit_inputs"], axis=1), 1, rtol=1e-12)
     diagonal = np.diag(arrays[f"relu_depth{depth}_ntk_unit_inputs"])
     np.testing.assert_allclose(5 * diagonal, depth + 1, rtol=1e-7)
+
+
+def test_a_sparse_gradient_and_a_complex_one_have_their_closed_forms():
+    """A looked up row has derivative one; ``|w x|`` has ``|x| w / |w|``, real part first."""
+    table = nn.Embedding(3, 1, sparse=True)
+    rows = dense_jacobian(table, torch.tensor([2, 0]))["weight"]
+    _assert_equal_to(rows[:, 0], torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]).double(), 0)
+
+    class Size(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([0.6 + 0.8j], dtype=torch.cdouble))
+
+        def forward(self, x):
+            return (self.w * x).abs()
+
+    rows = dense_jacobian(Size(), torch.tensor([[2.0], [-3.0]]))["w"]
+    expected = torch.tensor([[1.2, 1.6], [1.8, 2.4]], dtype=torch.float64)
+    _assert_equal_to(rows[:, 0], expected, 1e-15)

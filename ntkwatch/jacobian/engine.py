@@ -51,8 +51,9 @@ def empirical_ntk(
             that restriction, for regression) | "auto" (full up to 10 outputs, else "random:8") |
             a function ``(N, ...) -> (N, C)`` whose trace kernel is taken.
         params: Names or patterns of trainable parameters such as "encoder.*"; default all.
-        engine: "vmap" (torch.func), "loop" (plain autograd), or "auto": vmap where it runs and
-            agrees with plain autograd, else loop.
+        engine: "structured" (from the autograd graph of one forward pass), "vmap" (torch.func),
+            "loop" (plain autograd), or "auto": structured where it agrees with plain autograd,
+            parameter by parameter; for the others vmap if it runs and agrees, else loop.
         memory_budget: Bytes that Jacobian rows and their making may take.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
         batchnorm: Statistics of BatchNorms that train on those of their batch: "running" averages,
@@ -78,7 +79,7 @@ def empirical_ntk(
         Jacot, Gabriel and Hongler, NeurIPS 2018, arXiv:1806.07572; finite networks: Novak et al.,
         ICML 2022, arXiv:2206.08720.
     """
-    check_choice("engine", engine, ("auto", "vmap", "loop"))
+    check_choice("engine", engine, ("auto", "structured", "vmap", "loop"))
     check_batchnorm(batchnorm, engine, ("running", "probe", "batch"))
     budget = parse_bytes(memory_budget)
     count_samples(inputs, at_least=1)
@@ -149,10 +150,10 @@ def check_batchnorm(
             "the model and use batchnorm='running'."
         )
     check_choice("batchnorm", batchnorm, choices)
-    if batchnorm == "batch" and engine == "vmap":
+    if batchnorm == "batch" and engine not in ("auto", "loop"):
         raise InputError(
             "batchnorm='batch' differentiates statistics that all samples make together, and "
-            "engine='vmap' differentiates each sample alone. Use engine='auto' or 'loop'."
+            f"engine={engine!r} differentiates each sample alone. Use engine='auto' or 'loop'."
         )
 
 

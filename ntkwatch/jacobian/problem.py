@@ -24,7 +24,9 @@ from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
 from ntkwatch.jacobian.loop import BatchRows, LoopRows
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction, resolve_outputs
 from ntkwatch.jacobian.parameters import layer_of
+from ntkwatch.jacobian.plan import KernelPlan
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel, KernelSpec
+from ntkwatch.jacobian.structured.engine import Served, serve
 from ntkwatch.jacobian.vmapped import VmapRows
 from ntkwatch.kernel.gram import unflatten_kernel
 
@@ -123,22 +125,11 @@ class Problem:
     ) -> Kernel:
         """Return the kernel; ``order`` takes the samples in another order and puts them back."""
         inputs = self.inputs if order is None else take(self.inputs, order)
-        device = self.function.params[self.names[0]].device
         columns = None if other is None else self._columns(other)
-        left, right = self._rows(inputs, columns, engine, budget)
-        sizes = {name: _real_size(self.function.params[name]) for name in self.names}
-        matrix, layers = contract(
-            left,
-            right,
-            sizes,
-            {name: layer_of(name) for name in self.names},
-            full=self.reduction.full,
-            itemsize=self.function.dtype.itemsize,
-            device=device,
-            budget=budget,
-        )
+        served = self._served(inputs, columns, engine, budget)
+        matrix, layers, coverage = self._combined(served, inputs, columns, engine, budget)
         if self.reduction.full:
-            matrix = unflatten_kernel(matrix, (left.rows, left.rows))
+            matrix = unflatten_kernel(matrix, (self.reduction.rows,) * 2)
         if order is not None:
             back = order.argsort()
             across = back if other is None else slice(None)
@@ -146,8 +137,69 @@ class Problem:
             layers = {name: part[back][:, across] for name, part in layers.items()}
         if not bool(matrix.any()):
             self._check_connected()
-        coverage = dict.fromkeys(self.names, left.route)
-        return Kernel(matrix=matrix, layers=layers, coverage=coverage, spec=self.spec)
+        steps = () if served.parts is None else tuple(served.parts.steps)
+        return Kernel(
+            matrix=matrix, layers=layers, coverage=coverage, spec=self.spec, plan=KernelPlan(steps)
+        )
+
+    def _served(
+        self, inputs: Inputs, columns: Inputs | None, engine: EngineName, budget: int
+    ) -> Served:
+        """What the structured engine computes: by choice, or of coupled samples, nothing."""
+        layers = {name: layer_of(name) for name in self.names}
+        if self.spec.coupled or engine not in ("auto", "structured"):
+            return Served(parts=None, left_out=tuple(layers), reason="")
+        served = serve(self.function, inputs, columns, self.reduction, layers, self.buffers, budget)
+        if served.left_out and engine == "structured":
+            raise CoverageError(
+                f"engine='structured' cannot serve {', '.join(served.left_out[:3])} of "
+                f"{type(self.function.model).__name__}: {served.reason}. Use engine='auto', which "
+                "computes them by plain autograd."
+            )
+        if served.left_out:
+            _log.info(
+                "%d of %d parameters are left to another engine (%s)",
+                len(served.left_out),
+                len(layers),
+                served.reason,
+            )
+        return served
+
+    def _combined(
+        self,
+        served: Served,
+        inputs: Inputs,
+        columns: Inputs | None,
+        engine: EngineName,
+        budget: int,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, str]]:
+        """The whole kernel, its layers in the parameters' order, and who computed what."""
+        coverage = {} if served.parts is None else dict(served.parts.coverage)
+        sums: list[tuple[Tensor, dict[str, Tensor]]] = []
+        if served.parts is not None:
+            sums.append((served.parts.total, served.parts.layers))
+        if served.left_out:
+            names = [name for name in self.names if name in served.left_out]
+            left, right = self._rows(inputs, columns, names, engine, budget)
+            found = contract(
+                left,
+                right,
+                {name: _real_size(self.function.params[name]) for name in names},
+                {name: layer_of(name) for name in names},
+                full=self.reduction.full,
+                itemsize=self.function.dtype.itemsize,
+                device=self.function.params[names[0]].device,
+                budget=budget,
+            )
+            sums.append(found)
+            coverage |= dict.fromkeys(names, left.route)
+        total = sums[0][0] if len(sums) == 1 else sums[0][0] + sums[1][0]
+        layers: dict[str, Tensor] = {}
+        for name in self.names:
+            layer = layer_of(name)
+            terms = [parts[layer] for _, parts in sums if layer in parts]
+            layers[layer] = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        return total, layers, {name: coverage[name] for name in self.names}
 
     def _columns(self, other: Inputs) -> Inputs:
         """The second inputs of a cross kernel, refused unless their outputs are of one kind."""
@@ -186,7 +238,12 @@ class Problem:
             )
 
     def _rows(
-        self, inputs: Inputs, other: Inputs | None, engine: EngineName, budget: int
+        self,
+        inputs: Inputs,
+        other: Inputs | None,
+        names: list[str],
+        engine: EngineName,
+        budget: int,
     ) -> tuple[VmapRows | LoopRows, VmapRows | LoopRows | None]:
         if self.spec.coupled:
             kept = self.function, inputs, self.reduction, self.buffers
@@ -197,7 +254,7 @@ class Problem:
                 self.make,
                 inputs,
                 self.reduction,
-                self.names,
+                names,
                 dtype=self.function.dtype,
                 buffers=self.buffers,
                 budget=budget,

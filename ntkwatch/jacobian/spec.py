@@ -10,9 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ntkwatch.jacobian.plan import KernelPlan
+
 __all__ = ["BatchNormMode", "EngineName", "Kernel", "KernelSpec"]
 
-EngineName = Literal["auto", "vmap", "loop"]
+EngineName = Literal["auto", "structured", "vmap", "loop"]
 BatchNormMode = Literal["running", "probe", "reference", "batch"]
 
 
@@ -73,14 +75,17 @@ class Kernel:
     Attributes:
         matrix: (N, M, C, C) for outputs "full", else (N, M), in float64 where the device has it.
         layers: Per module, its (N, M) part; they add up to the trace kernel (or to ``matrix``).
-        coverage: Per parameter, the engine that served it.
+        coverage: Per parameter, how its part was computed: "structured", "generic" (structured,
+            with an operation called sample by sample), "vmap" or "loop".
         spec: Settings.
+        plan: What the structured engine did, parameter by parameter; printing it gives a table.
     """
 
     matrix: Tensor
     layers: dict[str, Tensor]
     coverage: dict[str, str]
     spec: KernelSpec = field(repr=False)
+    plan: KernelPlan = field(default_factory=KernelPlan, repr=False)
 
     @property
     def trace(self) -> Tensor:

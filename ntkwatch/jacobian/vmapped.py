@@ -80,7 +80,8 @@ class VmapRows:
             # Torch's own affair: an operation without a batching rule runs sample by sample.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             rows = vmap(of_one_sample)(*leaves(chosen))
-        return {name: real_entries(rows[name].detach()).flatten(2) for name in theta}
+        # A scalar parameter has no axis of its own to flatten.
+        return {name: real_entries(rows[name].detach())[..., None].flatten(2) for name in theta}
 
     def _activations(self) -> int:
         if self._bytes_per_sample is None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils import checkpoint
 
-from ntkwatch.jacobian.engine import empirical_ntk
+from ntkwatch.jacobian.outputs import random_directions
 
 __all__ = ["assert_same", "state_of", "switches"]
 
@@ -32,7 +32,7 @@ def state_of(model):
         "random": [
             torch.get_rng_state(),
             # With --typecheck, beartype itself draws from Python's stream at every call.
-            None if hasattr(empirical_ntk, "__wrapped__") else random.getstate(),
+            None if hasattr(random_directions, "__wrapped__") else random.getstate(),
             [np.asarray(part) for part in np.random.get_state()],
         ],
         "torch": switches(),

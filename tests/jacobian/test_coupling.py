@@ -53,6 +53,36 @@ def _halves(x):
     return x * x.roll(len(x) // 2, dims=0)
 
 
+def _attention_by_hand(x):
+    return x + (x @ x.mT).softmax(dim=-1) @ x
+
+
+def _spread(x):
+    """What a discriminator sees of its minibatch: how much samples differ."""
+    return torch.cat([x[:, :5], x.std(dim=0, correction=0).mean().expand(len(x), 1)], dim=1)
+
+
+def _whitened(x):
+    covariance = centred(x).mT @ centred(x) / len(x)
+    return x @ torch.linalg.inv(torch.linalg.cholesky(covariance + 0.1 * torch.eye(6).to(x)))
+
+
+def _limited(x):
+    """Experts with room for one sample: who comes later is passed by."""
+    chosen = torch.stack([x[:, 0] > -9, x[:, 0] <= -9], dim=1)
+    turn = (chosen.cumsum(dim=0) * chosen).sum(dim=1)
+    return torch.where((turn <= 1)[:, None], 2 * x, x)
+
+
+def _balanced(x):
+    """Assignments made equal over the batch, as in swapped predictions."""
+    share = x.exp()
+    for _ in range(3):
+        share = share / share.sum(dim=0)
+        share = share / share.sum(dim=1, keepdim=True)
+    return share
+
+
 class Plain(Wrapped):
     """The same done between the layers, in no module of its own."""
 
@@ -84,6 +114,28 @@ COUPLED = {
     "functional batch norm": (Wrapped(Part(_statistics)), r"part \(Part\)"),
     "between modules": (Plain(centred), r"the model itself \(Plain\)"),
     "attention over the batch": (Wrapped(AttendsOverBatch()), r"attention over the batch"),
+    "attention over the batch by hand": (Wrapped(Part(_attention_by_hand)), r"part \(Part\)"),
+    "softmax over the batch": (Wrapped(Part(lambda x: x.softmax(dim=0))), r"part \(Part\)"),
+    "instance norm of samples as positions": (
+        Wrapped(Part(lambda x: functional.instance_norm(x.mT[None])[0].mT)),
+        r"part \(Part\)",
+    ),
+    "statistics held constant": (
+        Wrapped(Part(lambda x: x - x.mean(dim=0).detach())),
+        r"part \(Part\)",
+    ),
+    "spread of the batch": (Wrapped(Part(_spread)), r"part \(Part\)"),
+    "whitening": (Wrapped(Part(_whitened)), r"part \(Part\)"),
+    "balanced assignments": (Wrapped(Part(_balanced)), r"part \(Part\)"),
+    "experts that fill up": (Wrapped(Part(_limited)), r"part \(Part\)"),
+    "a sum that runs over samples": (
+        Wrapped(Part(lambda x: x + x.cumsum(dim=0))),
+        r"part \(Part\)",
+    ),
+    "order among the samples": (
+        Wrapped(Part(lambda x: x * (1 + x[:, :1].argsort(dim=0).argsort(dim=0)))),
+        r"part \(Part\)",
+    ),
     "neighbours": (Wrapped(Part(_pairs)), r"part \(Part\)"),
     "two views": (Wrapped(Part(_halves)), r"part \(Part\)"),
     "size of the batch": (Wrapped(Part(lambda x: x / len(x))), r"part \(Part\)"),
@@ -127,6 +179,36 @@ def test_coupling_behind_a_weight_that_is_still_zero_is_seen(weight):
     with pytest.raises(SampleCouplingError, match=r"first in the model itself \(Gated\)"):
         empirical_ntk(model, torch.randn(6, 4))
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_similarities_between_samples_are_refused():
+    """A contrastive head: each sample has a logit for every other one."""
+
+    class Contrastive(MLP):
+        def forward(self, x):
+            z = functional.normalize(super().forward(x), dim=-1)
+            return z @ z.mT
+
+    for n in (2, 5):
+        with pytest.raises(SampleCouplingError, match="mixes samples"):
+            empirical_ntk(Contrastive(), torch.randn(n, 4))
+
+
+def test_coupling_that_only_gradients_show_is_seen():
+    """Straight through: the values of each sample are its own, its gradient is not."""
+
+    def through(x):
+        return x + centred(x) - centred(x).detach()
+
+    words = "with another sample beside it, the gradient"
+    with pytest.raises(SampleCouplingError, match=words):
+        empirical_ntk(Wrapped(Part(through)), torch.randn(6, 4))
+
+
+def test_gradients_divided_by_how_often_a_token_occurs_in_the_batch_are_refused():
+    model = nn.Sequential(nn.Embedding(7, 4, scale_grad_by_freq=True), nn.Flatten())
+    with pytest.raises(SampleCouplingError, match="with another sample beside it, the gradient"):
+        empirical_ntk(model, torch.tensor([[0, 1], [1, 2], [0, 1], [0, 2]]))
 
 
 @pytest.mark.parametrize("largest", range(6))

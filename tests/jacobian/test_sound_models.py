@@ -70,5 +70,20 @@ def test_outputs_that_are_zero_at_the_start_are_neither_refused_nor_trusted():
         empirical_ntk(Centred(Wrapped(Part(centred))), x)
 
 
+@pytest.mark.xfail(reason="samples are taken in reverse order", raises=SampleCouplingError)
+def test_sequences_that_have_to_come_in_order_of_length_are_no_coupling():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.GRU(4, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return self.head(self.layer(packed)[1][0])
+
+    inputs = (torch.randn(5, 4, 4), torch.tensor([4, 3, 3, 2, 1]))
+    assert empirical_ntk(Packed(), inputs).matrix.shape == (5, 5, 2, 2)
+
+
 def test_samples_that_are_all_alike_are_no_coupling():
     assert empirical_ntk(MLP(), torch.ones(6, 4)).matrix.shape == (6, 6, 3, 3)

@@ -1,0 +1,94 @@
+"""The engine checks itself against plain autograd, on first use with a model and a graph.
+
+For a random direction u of the outputs and random weights w of the samples,
+``w' K_u w = |sum_n w_n grad(u . f(x_n))|^2`` for every parameter on its own: the left side by the
+structured engine, the right side by one ordinary backward pass. A wrong rule, a lost use or rows
+given to the wrong sample show.
+"""
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ntkwatch.jacobian.functional import real_entries
+from ntkwatch.jacobian.inputs import dense
+from ntkwatch.jacobian.structured.graph import Unstructured
+from ntkwatch.jacobian.structured.kernel import Pass, structured_kernel
+from ntkwatch.kernel.gram import widest_float
+
+__all__ = ["check_against_autograd"]
+
+# Allowed gaps as shares of what the form could be at most. A wrong rule is off by the order of 1;
+# models that compute partly in float32 inside float64 are why the first is not smaller.
+_ALLOWED = {torch.float64: 1e-6, torch.float32: 2e-3}
+_SEED = 0xC0
+
+_checked: WeakKeyDictionary[nn.Module, set[tuple[int, tuple[str, ...]]]] = WeakKeyDictionary()
+
+
+def check_against_autograd(side: Pass, model: nn.Module, names: Sequence[str], budget: int) -> None:
+    """Refuse to go on if the engine and plain autograd disagree on some parameter.
+
+    Args:
+        side: A forward pass.
+        model: Whose pass it is; what was found right once is not looked at again.
+        names: Parameters.
+        budget: Bytes that may be held.
+
+    Raises:
+        Unstructured: If they disagree; it names the parameter and its operations.
+    """
+    key = (side.tape.graph.signature(), tuple(names))
+    done = _checked.setdefault(model, set())
+    if key in done:
+        return
+    outputs, kept = side.tape.outputs, side.count
+    generator = torch.Generator().manual_seed(_SEED)
+    direction = torch.randn(outputs.shape[1], generator=generator, device="cpu").to(outputs)
+    weights = torch.zeros(len(outputs), device="cpu", dtype=torch.float64)
+    weights[:kept] = torch.randn(kept, generator=generator, device="cpu", dtype=torch.float64)
+    expected = _by_autograd(side, names, weights.to(outputs)[:, None] * direction)
+    w = weights[:kept].to(outputs.device, widest_float(outputs.device))
+    with side.tape.along(direction):
+        found = structured_kernel(side, None, {n: n for n in names}, 1, full=False, budget=budget)
+    # Gradients that are zero but for rounding, such as those of attention's key biases, may differ.
+    least = torch.finfo(outputs.dtype).eps * sum(expected.values()) + _TINY
+    for name in names:
+        kernel = found.layers[name]
+        form = w @ kernel @ w
+        most = (w.abs() * kernel.diagonal().clamp(min=0).sqrt()).sum().square()
+        gap = (form - expected[name]).abs() / (torch.maximum(most, expected[name]) + least)
+        if not gap <= _ALLOWED.get(outputs.dtype, _ALLOWED[torch.float32]):
+            operations = (
+                ", ".join(dict.fromkeys(use.node.name() for use in side.parameters[name].uses))
+                if name in side.parameters
+                else "no operation that was found"
+            )
+            raise Unstructured(
+                f"its kernel of {name} (used by {operations}) differs from plain autograd by "
+                f"{float(gap):.1e} of its size"
+            )
+    done.add(key)
+
+
+_TINY = 1e-300
+
+
+def _by_autograd(side: Pass, names: Sequence[str], cotangent: Tensor) -> dict[str, Tensor]:
+    """Squared norms of the summed gradients."""
+    tape = side.tape
+    leaves = [tape.leaves[name] for name in names]
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(
+        tape.outputs, leaves, cotangent * tape.scale, retain_graph=True, allow_unused=True
+    )
+    found = {}
+    for name, gradient in zip(names, gradients, strict=True):
+        if gradient is None:
+            found[name] = torch.zeros((), dtype=torch.float64, device=cotangent.device)
+        else:
+            entries = real_entries(dense(gradient)).flatten()
+            size = torch.linalg.vector_norm(entries, dtype=widest_float(entries.device))
+            found[name] = (size / tape.scale).square()
+    return found

@@ -1,0 +1,237 @@
+"""Kernels of gradients that are sums of outer products, in the cheapest exact order.
+
+With activations A (T x d) and cotangents B (T x e) of each sample and direction, the gradient is
+``G = A' B`` and a kernel entry ``<G, G'>`` is one of
+
+- materialise: G itself, then a Gram matrix;
+- ghost: ``sum_tt' (A A')[t, t'] (B B')[t, t']``;
+- mixed: ``sum_t'e ((A' A)' B)[t', e] B'[t', e]``, for full kernels.
+
+Which is cheapest is decided in ``planner``; all give the same numbers. Blocks are multiplied in the
+dtype of the model and added up in float64.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ntkwatch.jacobian.blocks import gram_of_rows
+from ntkwatch.kernel.gram import widest_float
+
+__all__ = ["Factors", "Order", "contract_outer", "contract_turned"]
+
+_CACHE = 2**25  # bytes: larger intermediates leave the processor's cache and gain nothing
+
+
+class Activations(Protocol):
+    """Makes the activations (n, T, d) of a range of samples, or indices (n, T)."""
+
+    def __call__(self, samples: range) -> Tensor: ...
+
+
+Order = str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factors:
+    """One side of a contraction.
+
+    Attributes:
+        act: Activations of a range of samples.
+        cot: Cotangents (N, R, T, e), with constant factors in them.
+        depth: d.
+    """
+
+    act: Activations
+    cot: Float[Tensor, "n r t e"]
+    depth: int
+
+
+def contract_outer(
+    left: Factors, right: Factors | None, order: Order, *, full: bool, budget: int
+) -> Tensor:
+    """Return the kernel of two sets of gradients.
+
+    Args:
+        left: Gradients of the first samples.
+        right: Of the second; None for the same.
+        order: "materialise", "ghost" or "mixed".
+        full: Whether to keep directions apart; otherwise they are added up.
+        budget: Bytes that intermediates may take.
+
+    Returns:
+        (N, R, M, S) if full, else (N, M); of a symmetric kernel only what lies on and above the
+        diagonal is computed, block by block.
+    """
+    same = right is None
+    columns = left if right is None else right
+    n, m = len(left.cot), len(columns.cot)
+    shape = (n, left.cot.shape[1], m, columns.cot.shape[1]) if full else (n, m)
+    total = torch.zeros(shape, dtype=widest_float(left.cot.device), device=left.cot.device)
+    step_a, step_b = _steps(left, columns, order, full=full, budget=budget)
+    for a in _ranges(range(n), step_a):
+        act_a = left.act(a)
+        for b in _ranges(range(a.start if same else 0, m), step_b):
+            act_b = act_a if same and a == b else columns.act(b)
+            cot_a, cot_b = left.cot[a.start : a.stop], columns.cot[b.start : b.stop]
+            block = _block(order, act_a, cot_a, act_b, cot_b, full=full, budget=budget)
+            if full:
+                total[a.start : a.stop, :, b.start : b.stop] += block
+            else:
+                total[a.start : a.stop, b.start : b.stop] += block
+    return total
+
+
+def contract_turned(left: Factors, right: Factors, *, full: bool, budget: int) -> Tensor:
+    """Return the kernel between gradients ``A' B`` and transposed ones ``B' A``, as of a tied head.
+
+    ``sum_tt' (A[t] . B'[t']) (B[t] . A'[t'])``.
+
+    Args:
+        left: Gradients in one orientation.
+        right: Gradients of the same parameter in the other one.
+        full: Whether to keep directions apart.
+        budget: Bytes that intermediates may take.
+
+    Returns:
+        (N, R, M, S) if full, else (N, M).
+    """
+    n, r, t, _ = left.cot.shape
+    m, s, u, _ = right.cot.shape
+    wide = widest_float(left.cot.device)
+    total = torch.zeros((n, r, m, s) if full else (n, m), dtype=wide, device=left.cot.device)
+    each = t * u * (r + s) * left.cot.element_size()
+    for a in _ranges(range(n), 1):
+        act_a, cot_a = left.act(a)[0], left.cot[a.start]
+        for b in _ranges(range(m), max(1, budget // max(1, each))):
+            act_b, cot_b = right.act(b), right.cot[b.start : b.stop]
+            first = _dots(cot_b.movedim(0, 1), act_a)  # (S, b, U, T)
+            second = torch.stack([_dots(cot_a, act) for act in act_b], dim=1)  # (R, b, T, U)
+            second = second.mT
+            if full:
+                block = torch.einsum("sbut,rbut->rbs", first, second)
+                total[a.start, :, b.start : b.stop] = block.to(wide)
+            else:
+                total[a.start, b.start : b.stop] = torch.einsum("sbut,sbut->b", first, second)
+    return total
+
+
+def _dots(cot: Tensor, act: Tensor) -> Tensor:
+    """Products (..., U, T) of cotangents (..., U, d) with activations (T, d) or indices (T)."""
+    if act.ndim == 2:
+        return cot @ act.mT
+    return cot[..., act.clamp(min=0)] * (act >= 0)
+
+
+def _block(
+    order: Order,
+    act_a: Tensor,
+    cot_a: Tensor,
+    act_b: Tensor,
+    cot_b: Tensor,
+    *,
+    full: bool,
+    budget: int,
+) -> Tensor:
+    if order == "materialise":
+        same = act_a is act_b
+        return _materialise(act_a, cot_a, act_b, cot_b, full=full, same=same, budget=budget)
+    overlaps = _overlaps(act_a, act_b)
+    if order == "mixed":
+        return _mixed(overlaps, cot_a, cot_b)
+    return _ghost(overlaps, cot_a, cot_b, full=full)
+
+
+def _overlaps(act_a: Tensor, act_b: Tensor) -> Tensor:
+    """``A A'`` between all positions, (a, T, b, U)."""
+    if act_a.is_floating_point():
+        flat = act_a.flatten(0, 1) @ act_b.flatten(0, 1).mT
+        return flat.view(*act_a.shape[:2], *act_b.shape[:2])
+    return (act_a[:, :, None, None] == act_b) & (act_a >= 0)[:, :, None, None]
+
+
+def _ghost(overlaps: Tensor, cot_a: Tensor, cot_b: Tensor, *, full: bool) -> Tensor:
+    (a, r, t, _), (b, s, u, _) = cot_a.shape, cot_b.shape
+    wide = widest_float(cot_a.device)
+    if full:  # one position only
+        products = cot_a.flatten(0, 2) @ cot_b.flatten(0, 2).mT
+        return products.view(a, r, b, s).to(wide) * overlaps.view(a, 1, b, 1).to(wide)
+    first, second = (c.transpose(1, 2).flatten(2).flatten(0, 1) for c in (cot_a, cot_b))
+    products = (first @ second.mT).view(a, t, b, u)
+    if t == u == 1:
+        return (products.to(wide) * overlaps)[:, 0, :, 0]
+    return (products.mul_(overlaps)).sum(dim=(1, 3), dtype=wide)
+
+
+def _mixed(overlaps: Tensor, cot_a: Tensor, cot_b: Tensor) -> Tensor:
+    (a, r, t, e), (b, s, u, _) = cot_a.shape, cot_b.shape
+    carried = cot_a.mT.reshape(a, r * e, t) @ overlaps.view(a, t, b * u).to(cot_a.dtype)
+    carried = carried.view(a, r, e, b, u).permute(3, 0, 1, 4, 2).reshape(b, a * r, u * e)
+    block = carried @ cot_b.reshape(b, s, u * e).mT
+    return block.view(b, a, r, s).permute(1, 2, 0, 3).to(widest_float(cot_a.device))
+
+
+def _materialise(
+    act_a: Tensor,
+    cot_a: Tensor,
+    act_b: Tensor,
+    cot_b: Tensor,
+    *,
+    full: bool,
+    same: bool,
+    budget: int,
+) -> Tensor:
+    """Gradients of some output columns at a time: (n, R, columns, d)."""
+    a, r, _, width = cot_a.shape
+    b, s = cot_b.shape[:2]
+    depth = act_a.shape[2]
+    each = (a * r + (0 if same else b * s)) * depth * cot_a.element_size()
+    step = max(1, min(width, budget // max(1, each)))
+    shape = (a * r, b * s) if full else (a, b)
+    total = torch.zeros(shape, dtype=widest_float(cot_a.device), device=cot_a.device)
+
+    def gradients(act: Tensor, cot: Tensor, part: slice) -> Tensor:
+        some = cot[..., part].mT  # (n, R, columns, T)
+        return (some.flatten(1, 2) @ act).view(*some.shape[:3], depth)
+
+    for start in range(0, width, step):
+        part = slice(start, start + step)
+        rows_a = gradients(act_a, cot_a, part)
+        rows_b = rows_a if same else gradients(act_b, cot_b, part)
+        total += gram_of_rows(rows_a.flatten(2), rows_b.flatten(2), full=full)
+    return total.view(a, r, b, s) if full else total
+
+
+def _steps(
+    left: Factors, right: Factors, order: Order, *, full: bool, budget: int
+) -> tuple[int, int]:
+    """Samples per block on both sides."""
+    n, r, t, e = left.cot.shape
+    m, s, u, _ = right.cot.shape
+    size = left.cot.element_size()
+    if order == "materialise":
+        need = size * left.depth * r  # one output column of one sample
+        both = max(1, budget // (2 * max(1, need)))
+        acts = max(1, budget // max(1, 2 * t * left.depth * size))
+        both = min(both, acts) if acts < n else both
+        return (n, m) if both >= n else (max(1, both), max(1, both))
+    a = max(1, n // 8)
+    if order == "mixed":
+        each = size * (t * u + 2 * r * e * u)
+    else:
+        each = size * (2 * t * u if not full else 3 * r * s)
+    if t == u == 1 and n * m * each <= budget:
+        return n, m
+    limit = min(budget, 2 * _CACHE)
+    while a > 1 and a * each > limit:
+        a //= 2
+    return a, max(1, min(m, limit // (a * each)))
+
+
+def _ranges(whole: range, step: int) -> Iterator[range]:
+    for start in range(whole.start, whole.stop, step):
+        yield range(start, min(start + step, whole.stop))

@@ -1,0 +1,105 @@
+"""The structured engine from outside: what it can serve, and what it leaves to other engines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ntkwatch.errors import NtkwatchError
+from ntkwatch.jacobian.forward import first_line
+from ntkwatch.jacobian.functional import ModelFunction, Params
+from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.outputs import Reduction
+from ntkwatch.jacobian.structured.check import check_against_autograd
+from ntkwatch.jacobian.structured.graph import Unstructured
+from ntkwatch.jacobian.structured.kernel import Parts, Pass, structured_kernel
+
+__all__ = ["Served", "serve"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What the engine made of a problem.
+
+    Attributes:
+        parts: The kernel over the parameters that were served; None if there are none.
+        left_out: Parameters for another engine.
+        reason: Why; empty if nothing is left out.
+    """
+
+    parts: Parts | None
+    left_out: tuple[str, ...]
+    reason: str
+
+
+@torch.no_grad()  # what autograd saved for the backward pass is part of a graph itself
+def serve(
+    function: ModelFunction,
+    inputs: Inputs,
+    other: Inputs | None,
+    reduction: Reduction,
+    layers: Mapping[str, str],
+    buffers: Params,
+    budget: int,
+) -> Served:
+    """Compute what the structured engine can of a kernel.
+
+    Args:
+        function: The model as a function.
+        inputs: The first samples.
+        other: The second; None for the same.
+        reduction: Output directions.
+        layers: Layer of each parameter wanted.
+        buffers: Buffers to use instead of the model's.
+        budget: Bytes that may be held beyond a forward and a backward pass.
+
+    Returns:
+        The kernel of some or all parameters.
+
+    Raises:
+        NtkwatchError: What the model's own code or the checks before it raise.
+        OutOfMemoryError: As torch raises it; another engine would need more.
+    """
+    wanted = dict(layers)
+    reasons: list[str] = []
+    while wanted:
+        sides: list[Pass] = []
+        try:
+            for samples in (inputs,) if other is None else (inputs, other):
+                side = Pass(function, samples, reduction, list(wanted), buffers, budget)
+                sides.append(side)
+                check_against_autograd(side, function.model, list(wanted), budget)
+            parts = structured_kernel(
+                sides[0],
+                sides[1] if len(sides) > 1 else None,
+                wanted,
+                reduction.rows,
+                full=reduction.full,
+                budget=budget,
+            )
+        except Unstructured as error:
+            reasons.append(str(error))
+            blamed = _users(sides, error) & set(wanted)
+            if not blamed:
+                wanted = {}
+            for name in blamed:
+                del wanted[name]
+        except (NtkwatchError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever it is, another engine may do without
+            reasons.append(f"{type(error).__name__}: {first_line(error)}")
+            wanted = {}
+        else:
+            left_out = tuple(name for name in layers if name not in wanted)
+            return Served(parts=parts, left_out=left_out, reason="; ".join(reasons))
+    return Served(parts=None, left_out=tuple(layers), reason="; ".join(reasons))
+
+
+def _users(sides: list[Pass], error: Unstructured) -> set[str]:
+    """Parameters that meet the data at the operation that failed."""
+    return {
+        name
+        for side in sides
+        for name, parameter in side.parameters.items()
+        if error.node is not None and any(use.node is error.node for use in parameter.uses)
+    }

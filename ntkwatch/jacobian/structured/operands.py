@@ -1,0 +1,192 @@
+"""What a backward pass leaves behind for one parameter: the operands of its contraction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ntkwatch.jacobian.functional import real_entries
+from ntkwatch.jacobian.structured.contraction import Factors
+from ntkwatch.jacobian.structured.graph import Edge, shape_of
+from ntkwatch.jacobian.structured.layout import Layout, layout_of, overlap, view_of_parameter
+from ntkwatch.jacobian.structured.ownership import RaggedOwner
+from ntkwatch.jacobian.structured.rows import Form, carried_to, gradients_of
+from ntkwatch.jacobian.structured.rules.forms import Outer
+from ntkwatch.jacobian.structured.rules.table import form_of
+from ntkwatch.jacobian.structured.tape import Tape
+from ntkwatch.jacobian.structured.uses import Use
+
+__all__ = ["Bundle", "Parameter", "length_of", "size_of"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """Uses of a parameter that see the same entries in the same orientation.
+
+    Attributes:
+        layout: Which entries, and which way round.
+        uses: The operations.
+        forms: Their rules' answers.
+    """
+
+    layout: Layout
+    uses: tuple[Use, ...]
+    forms: tuple[Outer, ...]
+
+    @property
+    def length(self) -> int:
+        """Positions T per sample of all uses together."""
+        return sum(length_of(u, f) for u, f in zip(self.uses, self.forms, strict=True))
+
+    @property
+    def width(self) -> int:
+        """Cotangents e per position."""
+        return size_of([self.layout.cot])
+
+    @property
+    def depth(self) -> int:
+        """Activations d per position."""
+        return size_of([self.layout.act])
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the activations are indices."""
+        return not self.forms[0].saved.is_floating_point()
+
+    @property
+    def copies(self) -> bool:
+        """Whether activations take memory of their own."""
+        return any(form.copies for form in self.forms)
+
+
+class Parameter:
+    """A parameter in one forward pass, with its uses sorted.
+
+    Args:
+        tape: The pass.
+        name: Of the parameter.
+        uses: All its uses.
+
+    Attributes:
+        bundles: Outer products by layout, pairwise disjoint or turned; empty if rows are needed.
+        edges: Where cotangents are to be taken.
+        generic: Whether some operation has no rule.
+    """
+
+    def __init__(self, tape: Tape, name: str, uses: Sequence[Use]) -> None:
+        self.tape, self.name, self.uses = tape, name, tuple(uses)
+        self.forms: tuple[Form, ...] = tuple(form_of(use) for use in uses)
+        self.edges = list(dict.fromkeys(edge for use in uses for edge in use.edges))
+        self.generic = any(form is None for form in self.forms)
+        self.bundles = self._bundles()
+
+    @property
+    def size(self) -> int:
+        """Real numbers in the parameter."""
+        leaf = self.tape.leaves[self.name]
+        return leaf.numel() * (2 if leaf.is_complex() else 1)
+
+    def _bundles(self) -> list[Bundle]:
+        leaf = self.tape.leaves[self.name]
+        by_layout: dict[Layout, list[tuple[Use, Outer]]] = {}
+        for use, form in zip(self.uses, self.forms, strict=True):
+            if not isinstance(form, Outer):
+                return []
+            view = view_of_parameter(use.derived, self.tape.graph.leaves[self.name], leaf.shape)
+            if view is None:
+                return []
+            layout = layout_of(view, form.act_axes, form.cot_axes)
+            by_layout.setdefault(layout, []).append((use, form))
+        bundles = [
+            Bundle(layout, tuple(u for u, _ in pairs), tuple(f for _, f in pairs))
+            for layout, pairs in by_layout.items()
+        ]
+        return bundles if self._orderly(bundles) else []
+
+    def _orderly(self, bundles: list[Bundle]) -> bool:
+        """No bundle of two kinds, no two bundles that overlap unless one is the other turned."""
+        for i, bundle in enumerate(bundles):
+            if len({form.saved.is_floating_point() for form in bundle.forms}) > 1:
+                return False
+            for other in bundles[:i]:
+                turned = other.layout == bundle.layout.turned()
+                if turned and bundle.indexed and other.indexed:
+                    return False
+                if not turned and overlap(bundle.layout, other.layout, self.size):
+                    return False
+        return True
+
+    def factors(self, bundle: Bundle, cotangents: Sequence[dict[Edge, Tensor]]) -> Factors:
+        """Return the operands of one bundle.
+
+        Args:
+            bundle: One of ``bundles``.
+            cotangents: By edge, for each direction.
+
+        Returns:
+            Activations and cotangents.
+        """
+        kept = self.tape.kept
+        parts: list[Tensor] = []
+        for use, form in zip(bundle.uses, bundle.forms, strict=True):
+            (edge,), (owner,) = use.edges, use.owners
+            rows = [form.cot(owner.split(one[edge])[:kept]) for one in cotangents]
+            stacked = torch.stack(rows, dim=1) if len(rows) > 1 else rows[0][:, None]
+            parts.append(stacked if form.scale == 1 else stacked * form.scale)
+        cot = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+        def act(samples: range) -> Tensor:
+            found = [
+                form.act(use.owners[0].split(form.saved)[samples.start : samples.stop])
+                for use, form in zip(bundle.uses, bundle.forms, strict=True)
+            ]
+            return torch.cat(found, dim=1) if len(found) > 1 else found[0]
+
+        return Factors(act=act, cot=cot, depth=bundle.depth)
+
+
+def rows_of(
+    parameters: Sequence[Parameter], cotangents: dict[Edge, Tensor], kept: int
+) -> dict[str, Tensor]:
+    """Return the gradients (n, p) of some parameters for one direction, as real numbers.
+
+    Args:
+        parameters: Of one pass.
+        cotangents: By edge.
+        kept: Samples, the first ones.
+
+    Returns:
+        One row per sample and parameter.
+    """
+    tape = parameters[0].tape
+    found: dict[Edge, Tensor] = {}
+    done: set[tuple[object, int]] = set()
+    for parameter in parameters:
+        for use, form in zip(parameter.uses, parameter.forms, strict=True):
+            if (use.node, use.slot) in done:
+                continue
+            done.add((use.node, use.slot))
+            rows = gradients_of(use, form, [cotangents.get(edge) for edge in use.edges], kept)
+            found[use.derived] = found[use.derived] + rows if use.derived in found else rows
+    carried = carried_to(tape, [parameter.name for parameter in parameters], found)
+    return {name: real_entries(rows).reshape(len(rows), -1) for name, rows in carried.items()}
+
+
+def length_of(use: Use, form: Outer) -> int:
+    """Return the positions T per sample of an outer product."""
+    (edge, *_), (owner, *_) = use.edges, use.owners
+    shape = shape_of(edge)
+    if isinstance(owner, RaggedOwner):
+        return int(owner.valid.shape[1]) * size_of([shape[owner.lead : -1]])
+    example = torch.empty(shape, device="meta")
+    return int(form.cot(owner.split(example)).shape[1])
+
+
+def size_of(parts: Sequence[Sequence[int] | Sequence[tuple[int, int]]]) -> int:
+    """Return the product of sizes, or of the sizes in (size, stride) pairs."""
+    size = 1
+    for part in parts:
+        for item in part:
+            size *= item if isinstance(item, int) else item[0]
+    return size
