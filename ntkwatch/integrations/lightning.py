@@ -23,6 +23,7 @@ from ntkwatch.integrations.trainer_facts import (
 from ntkwatch.integrations.trainer_probe import probe_from_trainer, probe_given
 from ntkwatch.integrations.watched_run import WatchedRun
 from ntkwatch.jacobian.engine import check_choice
+from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.schedule import Schedule
@@ -84,7 +85,8 @@ class NTKMonitor(_Base):
             its dotted path; "auto" takes all up to 10 and 8 random directions beyond.
         params: Names or patterns of parameters for the kernel; default all trainable ones.
         engine: "auto", "vmap" or "loop".
-        batchnorm: Statistics of BatchNorms in kernels: of the "probe", or "running" averages.
+        batchnorm: Statistics of BatchNorms in kernels: of the "probe", "running" averages, those of
+            the "reference" step, or those of the "batch", differentiated (slow).
         top_k: Eigenvalues to record.
         metrics: "minimal" or "standard".
         max_overhead: Largest share of wall time to spend, in (0, 1].
@@ -118,7 +120,7 @@ class NTKMonitor(_Base):
         outputs: Callable[..., Any] | str = "auto",
         params: str | Sequence[str] | None = None,
         engine: Literal["auto", "vmap", "loop"] = "auto",
-        batchnorm: Literal["probe", "running"] = "probe",
+        batchnorm: BatchNormMode = "probe",
         top_k: int = 8,
         metrics: Metrics = "standard",
         max_overhead: float = 0.02,

@@ -83,6 +83,14 @@ class Outlet:
         files.append(tracker.history.run)
         self.lay_out()
 
+    def begin_again(self, tracker: KernelTracker, files: RunFiles) -> None:
+        """Write the reference anew, which the tracker had to take again, and all that follows."""
+        assert tracker.reference is not None
+        files.write_anchor(tracker.reference)
+        files.rewrite(tracker.history)
+        if self._settings.save_kernels and tracker.reference.kernel is not None:
+            files.write_kernel(tracker.reference.step, tracker.reference.kernel)
+
     def lay_out(self) -> None:
         """Write TensorBoard's Custom Scalars page."""
         if self._settings.custom_scalars:

@@ -279,7 +279,8 @@ class WatchedRun:
     ) -> None:
         assert self._tracker is not None
         tracker = self._tracker
-        is_first, warmup = tracker.reference is None, tracker.warmup
+        reference, warmup = tracker.reference, tracker.warmup
+        is_first = reference is None
         self._tried = step
         self._schedule.done(step)
         self._tell_start_loss(self._losses.first)
@@ -296,6 +297,8 @@ class WatchedRun:
             self._outlet.observed(
                 tracker, observation, self.verdict, self.files, share=share, last=last
             )
+            if not is_first and tracker.reference is not reference:
+                self._outlet.begin_again(tracker, self.files)
         changed = self.verdict.strength != (before.strength if before else Strength.UNDETERMINED)
         if changed and self._on_verdict is not None:
             with self._mishaps.unwritten("the verdict"):

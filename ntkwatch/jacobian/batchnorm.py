@@ -15,11 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntkwatch.errors import InputError
+from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.inputs import Inputs, count_samples
 from ntkwatch.jacobian.parameters import clean_name
+from ntkwatch.jacobian.spec import BatchNormMode
 
-__all__ = ["batch_statistics", "moving_batchnorms", "norm_matched", "probe_statistics"]
+__all__ = [
+    "batch_statistics",
+    "moving_batchnorms",
+    "norm_matched",
+    "outputs_on",
+    "probe_statistics",
+    "statistics_in",
+    "unread_buffers",
+]
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _SAME_FUNCTION = 1e-3  # epsilon of 1e-5 under variances above 1e-2
@@ -43,6 +54,50 @@ def moving_batchnorms(model: nn.Module) -> list[str]:
         and module.running_mean is not None
         and (module.training or not model.training)
     ]
+
+
+def unread_buffers(model: nn.Module, names: Sequence[str]) -> set[str]:
+    """Return buffers of BatchNorms that no forward pass in evaluation mode reads.
+
+    Args:
+        model: The model.
+        names: BatchNorms that run on batch statistics all the same.
+
+    Returns:
+        Clean names: counters of batches, and the running statistics of the named ones.
+    """
+    counted = {
+        clean_name(f"{name}.num_batches_tracked".removeprefix("."))
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+    }
+    kinds = ("running_mean", "running_var")
+    return counted | {f"{name}.{kind}".removeprefix(".") for name in names for kind in kinds}
+
+
+def statistics_in(model: nn.Module, wanted: BatchNormMode, names: Sequence[str]) -> str:
+    """Return which statistics a kernel stands on: what was wanted, where that makes a difference.
+
+    Args:
+        model: The model.
+        wanted: Setting of ``batchnorm``.
+        names: BatchNorms that training runs on batch statistics.
+
+    Returns:
+        "running", "probe", "reference" or "batch"; "none" for a model that it means nothing to.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    # Without running statistics a BatchNorm sees the batch in every mode.
+    on_batch = bool(names) or any(norm.running_mean is None for norm in norms)
+    makes_a_difference = {
+        "running": False,
+        "probe": bool(names),
+        "batch": on_batch,
+        "reference": next(model.buffers(), None) is not None,
+    }
+    if makes_a_difference[wanted]:
+        return wanted
+    return "running" if norms else "none"
 
 
 @contextmanager
@@ -103,6 +158,42 @@ def probe_statistics(function: ModelFunction, inputs: Inputs, names: Sequence[st
             prefix = f"{name}." if name else ""
             statistics[f"{prefix}running_mean"], statistics[f"{prefix}running_var"] = pairs[0]
     return statistics
+
+
+def outputs_on(
+    statistics: str,
+    function: ModelFunction,
+    inputs: Inputs,
+    names: Sequence[str],
+    buffers: Params,
+) -> tuple[Params, Tensor]:
+    """Return the outputs on given statistics, and the buffers that give them.
+
+    Args:
+        statistics: As ``statistics_in`` gives them.
+        function: The model as a function.
+        inputs: The probe.
+        names: BatchNorms that training runs on batch statistics.
+        buffers: To use instead of the model's, those of the probe apart.
+
+    Returns:
+        Buffers to use instead of the model's, and outputs.
+
+    Raises:
+        InputError: If the probe is too small to have statistics.
+    """
+    try:
+        if statistics == "probe":
+            buffers = probe_statistics(function, inputs, names)
+        on_batch = names if statistics == "batch" else ()
+        with torch.no_grad(), batch_statistics(function.model, on_batch):
+            return buffers, function({}, inputs, buffers)
+    except ValueError as error:
+        raise InputError(
+            f"the BatchNorms of {type(function.model).__name__} find no statistics in "
+            f"{count_samples(inputs)} samples ({first_line(error)}), so there is no function of "
+            "the batch. Give two samples or more, or use batchnorm='running'."
+        ) from error
 
 
 def norm_matched(

@@ -19,7 +19,7 @@ from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, dense, take
 from ntkwatch.jacobian.outputs import Reduction
 
-__all__ = ["check_samples_independent"]
+__all__ = ["check_repeatable", "check_samples_independent"]
 
 # Gaps, as shares of the outputs' size, that rounding explains. The second is for devices without
 # float64. Models that compute partly in float32 whatever their dtype are why the first is not
@@ -39,6 +39,7 @@ _REPEATABLE = "Make it deterministic in evaluation mode"
 _PART = "or pass forward= to watch a part of the model that treats samples one by one"
 
 _Explain = Callable[[], SampleCouplingError]
+_Check = Callable[..., _Explain | None]
 
 
 def check_samples_independent(
@@ -64,21 +65,55 @@ def check_samples_independent(
         RandomForwardError: If outputs depend on chance.
         SampleCouplingError: If they depend on other samples.
     """
-    function = make(dtype)
-    device = function.params[names[0]].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    allowed = _ROUNDING32 if device.type == "mps" else _ROUNDING
     n = count_samples(inputs)
     # In reverse order every sample loses its neighbours; one that is not among the half is looked
     # at alone. On the CPU by name: the caller may have set another default device.
     half = torch.arange(max(1, n // 2) - 1, -1, -1, device="cpu")
     alone = torch.tensor([n // 2], device="cpu")
-    for check in (
+    checks: list[_Check] = [
         partial(_check_repeatable, buffers=buffers),
         partial(_check_rows, rows=half, buffers=buffers),
         partial(_check_rows, rows=alone, buffers=buffers),
         partial(_check_gradients, reduction=reduction, names=names, buffers=buffers),
-    ):
+    ]
+    _run(checks, make, inputs, names, dtype)
+
+
+def check_repeatable(
+    make: Callable[[torch.dtype], ModelFunction],
+    inputs: Inputs,
+    names: Sequence[str],
+    *,
+    dtype: torch.dtype,
+    buffers: Params,
+) -> None:
+    """Refuse a model that draws random numbers, naming the module that does.
+
+    Args:
+        make: The model as a function, in a given dtype.
+        inputs: The probe.
+        names: Parameters that the kernel is taken over.
+        dtype: That the kernel will be computed in.
+        buffers: Buffers to use instead of the model's.
+
+    Raises:
+        RandomForwardError: If outputs depend on chance.
+    """
+    _run([partial(_check_repeatable, buffers=buffers)], make, inputs, names, dtype)
+
+
+def _run(
+    checks: Sequence[_Check],
+    make: Callable[[torch.dtype], ModelFunction],
+    inputs: Inputs,
+    names: Sequence[str],
+    dtype: torch.dtype,
+) -> None:
+    function = make(dtype)
+    device = function.params[names[0]].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    allowed = _ROUNDING32 if device.type == "mps" else _ROUNDING
+    for check in checks:
         if check(function, inputs, allowed=allowed) is None:
             continue
         # Perhaps it is rounding: float64 tells.

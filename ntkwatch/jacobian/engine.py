@@ -21,7 +21,7 @@ from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.kernel.gram import check_finite
 
-__all__ = ["check_choice", "empirical_ntk"]
+__all__ = ["check_batchnorm", "check_choice", "empirical_ntk"]
 
 
 def empirical_ntk(
@@ -56,8 +56,11 @@ def empirical_ntk(
             parameter by parameter; for the others vmap if it runs and agrees, else loop.
         memory_budget: Bytes that Jacobian rows and their making may take.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
-        batchnorm: "running" statistics, as ``model.eval()`` computes, or those of the "probe"
-            (of ``inputs``), held constant in the derivative.
+        batchnorm: Statistics of BatchNorms that train on those of their batch: "running" averages,
+            as ``model.eval()`` computes; those of the "probe" (of ``inputs``), held constant in the
+            derivative; or those of the "batch" (of ``inputs``), differentiated: row (i, a) is then
+            the gradient of an output of the whole batch's function, so samples are coupled, and
+            each row takes a pass of the whole batch ("loop").
         other: Second inputs, for the cross kernel ``K(inputs, other)``.
 
     Returns:
@@ -77,7 +80,7 @@ def empirical_ntk(
         ICML 2022, arXiv:2206.08720.
     """
     check_choice("engine", engine, ("auto", "structured", "vmap", "loop"))
-    check_choice("batchnorm", batchnorm, ("running", "probe"))
+    check_batchnorm(batchnorm, engine, ("running", "probe", "batch"))
     budget = parse_bytes(memory_budget)
     count_samples(inputs, at_least=1)
     selected = select_parameters(model, params)
@@ -91,8 +94,15 @@ def empirical_ntk(
             outputs=outputs,
             names=list(selected),
             dtype=jacobian_dtype(selected, dtype),
-            batchnorms=moving if batchnorm == "probe" else [],
+            batchnorm=batchnorm,
+            batchnorms=moving,
         )
+        if problem.spec.coupled and other is not None:
+            raise InputError(
+                f"other= was given with batchnorm='batch', and {type(model).__name__} normalises "
+                "each batch by its own statistics, so there is no one function of which to take a "
+                "cross kernel. Use batchnorm='running', or the kernel of both inputs in one batch."
+            )
         problem.check_samples_independent(other)
         if outputs == "auto":
             _say_if_random(problem.reduction)
@@ -117,6 +127,33 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(
             f"{name}={value!r} is not known, so it is not clear what is wanted. "
             f"Use one of: {', '.join(choices)}."
+        )
+
+
+def check_batchnorm(
+    batchnorm: BatchNormMode, engine: EngineName, choices: tuple[BatchNormMode, ...]
+) -> None:
+    """Refuse statistics of BatchNorms that are not to be had here, or not by this engine.
+
+    Args:
+        batchnorm: As given.
+        engine: As given.
+        choices: What is to be had.
+
+    Raises:
+        InputError: If the two do not fit.
+    """
+    if batchnorm == "reference" and "reference" not in choices:
+        raise InputError(
+            "batchnorm='reference' takes the buffers of a reference step, and a single kernel has "
+            "none. Use KernelTracker or NTKMonitor, which keep them, or load those buffers into "
+            "the model and use batchnorm='running'."
+        )
+    check_choice("batchnorm", batchnorm, choices)
+    if batchnorm == "batch" and engine not in ("auto", "loop"):
+        raise InputError(
+            "batchnorm='batch' differentiates statistics that all samples make together, and "
+            f"engine={engine!r} differentiates each sample alone. Use engine='auto' or 'loop'."
         )
 
 

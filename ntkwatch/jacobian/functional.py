@@ -104,6 +104,11 @@ class ModelFunction:
                 if name in state:
                     own[name] = to_dtype(state[name].detach().to(tensor.device), self.dtype)
 
+    def own_buffers(self, buffers: Params) -> Params:
+        """Return those of some buffers that the model has in the same shape."""
+        mine = self.buffers
+        return {n: b for n, b in buffers.items() if n in mine and b.shape == mine[n].shape}
+
     def leaf_params(self, names: list[str]) -> Params:
         """Return the named parameters as fresh leaves that require gradients."""
         return {name: self.params[name].detach().requires_grad_() for name in names}

@@ -4,27 +4,28 @@ Which engine then computes the rows is decided here too; the arithmetic is in th
 ``blocks``.
 """
 
+import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import CoverageError, InputError, NonFiniteError, OutputError
 from ntkwatch.jacobian.agreement import why_not_vmap
-from ntkwatch.jacobian.batchnorm import probe_statistics
+from ntkwatch.jacobian.batchnorm import batch_statistics, outputs_on, statistics_in
 from ntkwatch.jacobian.blocks import contract
-from ntkwatch.jacobian.coupling import check_samples_independent
+from ntkwatch.jacobian.coupling import check_repeatable, check_samples_independent
 from ntkwatch.jacobian.first_call import attempt_on_copies, first_call
 from ntkwatch.jacobian.forward import ForwardFn, check_outputs, guess_forward
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
-from ntkwatch.jacobian.loop import LoopRows
+from ntkwatch.jacobian.loop import BatchRows, LoopRows
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction, resolve_outputs
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.plan import KernelPlan
-from ntkwatch.jacobian.spec import EngineName, Kernel, KernelSpec
+from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel, KernelSpec
 from ntkwatch.jacobian.structured.engine import Served, serve
 from ntkwatch.jacobian.vmapped import VmapRows
 from ntkwatch.kernel.gram import unflatten_kernel
@@ -45,6 +46,7 @@ class Problem:
         names: Parameters to differentiate by.
         buffers: Buffers to use instead of the model's own.
         spec: Settings.
+        batchnorms: BatchNorms that training runs on batch statistics.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class Problem:
         names: list[str],
         buffers: Params,
         spec: KernelSpec,
+        batchnorms: Sequence[str] = (),
     ) -> None:
         self.make = make
         self.function, self.inputs, self.reduction = function, inputs, reduction
         self.names, self.buffers, self.spec = names, buffers, spec
+        self.batchnorms = batchnorms
 
     @property
     def row_bytes(self) -> int:
@@ -76,18 +80,29 @@ class Problem:
             function.put_state(state)
             return function
 
-        function = make(self.function.dtype)
-        return Problem(
-            make, function, self.inputs, self.reduction, self.names, self.buffers, self.spec
-        )
+        there = copy.copy(self)
+        there.make, there.function = make, make(self.function.dtype)
+        return there
+
+    def with_buffers(self, buffers: Params) -> "Problem":
+        """Return the same problem with these buffers in place of the model's present ones."""
+        there = copy.copy(self)
+        there.buffers = {**self.function.own_buffers(buffers), **self.buffers}
+        return there
 
     def check_samples_independent(self, other: Inputs | None = None) -> None:
-        """Refuse a model whose samples depend on each other or on chance.
+        """Refuse a model that depends on chance, or whose samples depend on each other unasked.
 
         Args:
             other: Second inputs, looked at where there is but one first.
         """
         inputs = self.inputs
+        if self.spec.coupled:
+            with batch_statistics(self.function.model, self.batchnorms):
+                check_repeatable(
+                    self.make, inputs, self.names, dtype=self.function.dtype, buffers=self.buffers
+                )
+            return
         if count_samples(inputs) == 1 and other is not None:
             inputs = self._columns(other)
         if count_samples(inputs) > 1:
@@ -130,9 +145,9 @@ class Problem:
     def _served(
         self, inputs: Inputs, columns: Inputs | None, engine: EngineName, budget: int
     ) -> Served:
-        """What the structured engine computes: by choice nothing."""
+        """What the structured engine computes: by choice, or of coupled samples, nothing."""
         layers = {name: layer_of(name) for name in self.names}
-        if engine not in ("auto", "structured"):
+        if self.spec.coupled or engine not in ("auto", "structured"):
             return Served(parts=None, left_out=tuple(layers), reason="")
         served = serve(
             self.make, self.function, inputs, columns, self.reduction, layers, self.buffers, budget
@@ -232,6 +247,9 @@ class Problem:
         engine: EngineName,
         budget: int,
     ) -> tuple[VmapRows | LoopRows, VmapRows | LoopRows | None]:
+        if self.spec.coupled:
+            kept = self.function, inputs, self.reduction, self.buffers
+            return BatchRows(*kept, batchnorms=self.batchnorms), None
         kind: type[VmapRows] | type[LoopRows] = LoopRows
         if engine != "loop":
             failure = why_not_vmap(
@@ -268,6 +286,8 @@ def prepare(
     names: list[str],
     dtype: torch.dtype,
     batchnorms: list[str],
+    batchnorm: BatchNormMode = "running",
+    reference: Params | None = None,
     state: Params | None = None,
 ) -> Problem:
     """Return a problem whose inputs, outputs and weights are checked.
@@ -281,7 +301,10 @@ def prepare(
         outputs: Setting of ``empirical_ntk``.
         names: Clean names of the parameters to differentiate by.
         dtype: Of the Jacobian.
-        batchnorms: BatchNorms to run on the statistics of the probe.
+        batchnorms: Clean names of the BatchNorms that training runs on batch statistics.
+        batchnorm: Statistics for these.
+        reference: Buffers at the reference step, for ``batchnorm="reference"``; by default the
+            present ones.
         state: Parameters and buffers by clean name, to use instead of the model's present ones.
 
     Returns:
@@ -309,10 +332,10 @@ def prepare(
     values, found = first_call(make(dtype), inputs)
     written.extend(found)
     function = make(dtype)
-    buffers = probe_statistics(function, inputs, batchnorms) if batchnorms else {}
-    if buffers:
-        with torch.no_grad():
-            values = function({}, inputs, buffers)
+    statistics = statistics_in(model, batchnorm, batchnorms)
+    buffers = function.own_buffers(reference or {}) if statistics == "reference" else {}
+    if buffers or statistics in ("probe", "batch"):
+        buffers, values = outputs_on(statistics, function, inputs, batchnorms, buffers)
     check_outputs(values, n)
     bad = int((~torch.isfinite(values)).sum())
     if bad:
@@ -327,15 +350,10 @@ def prepare(
         output_shape=tuple(values.shape[1:]),
         params=tuple(names),
         dtype=str(dtype).removeprefix("torch."),
-        batchnorm="probe" if batchnorms else _statistics_in(model),
+        batchnorm=statistics,
         forward=words,
     )
-    return Problem(make, function, inputs, reduction, names, buffers, spec)
-
-
-def _statistics_in(model: nn.Module) -> str:
-    kind = nn.modules.batchnorm._BatchNorm
-    return "running" if any(isinstance(module, kind) for module in model.modules()) else "none"
+    return Problem(make, function, inputs, reduction, names, buffers, spec, batchnorms)
 
 
 def _real_size(parameter: Tensor) -> int:

@@ -15,7 +15,7 @@ from ntkwatch.jacobian.plan import KernelPlan
 __all__ = ["BatchNormMode", "EngineName", "Kernel", "KernelSpec"]
 
 EngineName = Literal["auto", "structured", "vmap", "loop"]
-BatchNormMode = Literal["running", "probe"]
+BatchNormMode = Literal["running", "probe", "reference", "batch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,9 @@ class KernelSpec:
         output_shape: Shape of one sample's outputs.
         params: Names of the parameters differentiated by.
         dtype: Of the Jacobian.
-        batchnorm: Which statistics BatchNorm ran on, or "none" without any.
+        batchnorm: Which statistics BatchNorm ran on, or "none" without any: "running" averages,
+            those of the "probe" held constant, those of the "reference" step (with every other
+            buffer), or those of the "batch" differentiated, which couples the samples.
         forward: How the model was called.
         trace: How outputs are reduced to one kernel: always by a sum.
         mode: Of dropout and the like: always evaluation.
@@ -41,6 +43,11 @@ class KernelSpec:
     forward: str
     trace: str = "sum over outputs"
     mode: str = "eval"
+
+    @property
+    def coupled(self) -> bool:
+        """Whether a row is the gradient of the whole batch's function, not of one sample alone."""
+        return self.batchnorm == "batch"
 
     @property
     def output_count(self) -> int:

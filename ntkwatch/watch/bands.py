@@ -43,6 +43,8 @@ class Bands:
         aligned_norm: Ratio of the trace-normalised norm of the targets below which the kernel
             turned toward the task, at both ridges.
         unaligned_norm: Ratio above which it did not.
+        buffer_share: Part of the kernel's change, made by moving buffers (or hidden by them), above
+            which alignment says nothing about what was learned.
     """
 
     static: float = 1e-4
@@ -60,6 +62,7 @@ class Bands:
     unaligned_sd: float = 1.0
     aligned_norm: float = 0.7
     unaligned_norm: float = 0.8
+    buffer_share: float = 0.5
 
 
 def band_of_error(error: float, floor: float, bands: Bands) -> Strength:

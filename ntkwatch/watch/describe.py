@@ -75,4 +75,6 @@ def notes_on(now: Measurement, settings: Settings) -> tuple[str, ...]:
         )
     if settings.moving and settings.batchnorm == "running":
         notes.append("moving batch statistics count as drift of this kernel")
+    if now.problem.spec.coupled:
+        notes.append("the kernel is that of the batch function: its samples are coupled")
     return tuple(notes)

@@ -11,6 +11,9 @@ def label_reading(
     reading: Reading, floors: dict[str, float], bands: Bands
 ) -> tuple[Strength, str | None, str]:
     """Apply the bands to one reading: label, qualifier, and the comparison that decided."""
+    # What moving buffers did to the kernel decides nothing: it is no feature learning.
+    own_part = " (moving buffers put back)" if reading.parameters_only is not None else ""
+    reading = reading.of_parameters()
     error, angle, change = (
         reading.linearization_error,
         reading.layer_angle_median,
@@ -32,7 +35,7 @@ def label_reading(
         said += f"; the median layer angle is missing ({reason.rstrip('.')})"
     else:
         by_angle = band_of_angle(angle, floors.get("layer_angle_median", 0.0), bands)
-        said += f", and the median layer angle is {number(angle)} rad, {place(by_angle)}"
+        said += f", and the median layer angle is {number(angle)} rad{own_part}, {place(by_angle)}"
     if by_error is Strength.STATIC and by_angle is not Strength.STATIC:
         by_error = Strength.LAZY  # static needs both
     edges = _edges_spanned(reading, bands)
@@ -71,8 +74,8 @@ def _rich_error_small_angle(
             Strength.UNDETERMINED,
             "derivative does not fit",
             f"{said}, and the kernel hardly changed ({number(change)}): the derivative at the "
-            "start is not that of the function compared (moving buffers, batch statistics or "
-            "weight decay)",
+            "start is not that of the function compared (weight decay, or state that is kept "
+            "outside parameters and buffers)",
         )
     return (
         Strength.TRANSITIONAL,

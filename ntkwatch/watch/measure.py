@@ -86,6 +86,7 @@ def measure(
     settings: Settings,
     *,
     first: bool,
+    reference: Params | None = None,
     state: Params | None = None,
 ) -> Measurement:
     """Return outputs and kernel of a model; call it inside ``undisturbed``.
@@ -95,6 +96,7 @@ def measure(
         inputs: The probe's inputs.
         settings: Of the run.
         first: Whether to test that samples do not depend on each other.
+        reference: Buffers at the reference step; None if it is this one.
         state: Parameters and buffers to use instead of the model's present ones.
 
     Returns:
@@ -111,7 +113,9 @@ def measure(
         outputs=settings.outputs,
         names=list(settings.names),
         dtype=settings.dtype,
-        batchnorms=list(settings.moving) if settings.batchnorm == "probe" else [],
+        batchnorm=settings.batchnorm,
+        batchnorms=list(settings.moving),
+        reference=reference,
         state=state,
     )
     kernel, left_out = None, {}

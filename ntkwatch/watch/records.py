@@ -7,9 +7,24 @@ nothing of how its numbers were computed; ``left_out`` says why a number is miss
 import dataclasses
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["SCHEMA", "Gap", "Observation", "Reading", "RunInfo"]
+
+# The numbers of a reading that compare two kernels.
+_OF_KERNELS = (
+    "relative_kernel_change",
+    "kernel_scale",
+    "kernel_angle",
+    "kernel_distance",
+    "kernel_distance_offdiag",
+    "layer_angle",
+    "layer_angle_median",
+)
+
+# Fields that hold a reading within a reading.
+_NESTED = ("since_warmup", "parameters_only")
+_TUPLES = {"top_eigenvalues", "notes", "moving_buffers"}
 
 # Raised whenever a reader of the older number would misread the file.
 SCHEMA = 1
@@ -31,11 +46,17 @@ class Reading:
         layer_angle_median: Median of the counted angles (modules with a matrix weight), radians.
         linearization_error: ``|f - f_lin| / |f - f_0|`` on the probe, no unit, in [0, inf).
         linearization_method: "jvp", "double-vjp" or "finite-difference".
-        output_change: Root mean square of ``f - f_0`` over probe points and outputs.
+        output_change: Root mean square of ``f - f_0`` over probe points and outputs, with ``f``,
+            here and in the linearization error, of the present parameters and the anchor's buffers.
         displacement: ``|theta - theta_0|_2``.
         relative_displacement: ``|theta - theta_0|_2 / |theta_0|_2``, no unit.
         layer_displacement: Per module, the displacement of its parameters.
         layer_relative_displacement: Per module, relative to its norm; None where that is zero.
+        buffer_share: Part of ``|K - K_0|_F`` that is gone with the anchor's buffers, in (-inf, 1];
+            None where no buffer that the kernel reads has moved.
+        parameters_only: The numbers that compare kernels, with the anchor's buffers: the
+            parameters' part of the drift. None where no buffer that the kernel reads has moved.
+        moving_buffers: In ``parameters_only``: the buffers that have changed since the anchor.
         intervals: Per key, a central 95 % interval over the choice of probe points.
         left_out: Per key that is None, the reason.
     """
@@ -55,8 +76,24 @@ class Reading:
     relative_displacement: float | None = None
     layer_displacement: dict[str, float] = field(default_factory=dict)
     layer_relative_displacement: dict[str, float | None] = field(default_factory=dict)
+    buffer_share: float | None = None
+    parameters_only: "Reading | None" = None
+    moving_buffers: tuple[str, ...] = ()
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def of_parameters(self) -> Self:
+        """Return this reading with the parameters' part of the drift in place of all of it."""
+        own = self.parameters_only
+        if own is None:
+            return self
+        kept = {key: pair for key, pair in self.intervals.items() if key not in _OF_KERNELS}
+        return dataclasses.replace(
+            self,
+            **{key: getattr(own, key) for key in _OF_KERNELS},
+            intervals={**kept, **own.intervals},
+            left_out={**self.left_out, **own.left_out},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +204,10 @@ def to_plain(record: Reading | Gap | RunInfo) -> dict[str, Any]:
         A dictionary of numbers, strings, lists and dictionaries.
     """
     plain = dataclasses.asdict(record)
-    if isinstance(record, Observation) and record.since_warmup is not None:
-        plain["since_warmup"] = to_plain(record.since_warmup)
+    for key in _NESTED:
+        inner = getattr(record, key, None)
+        if inner is not None:
+            plain[key] = to_plain(inner)
     return {key: value for key, value in plain.items() if value not in (None, {}, (), [])}
 
 
@@ -185,12 +224,6 @@ def observation_from_plain(plain: dict[str, Any]) -> Observation:
         TypeError: If a required key is missing, or a value is not of its kind.
     """
     values = _reading_values(plain, Observation)
-    if isinstance(plain.get("since_warmup"), dict):
-        values["since_warmup"] = Reading(
-            **_checked(_reading_values(plain["since_warmup"], Reading), Reading)
-        )
-    for key in ("top_eigenvalues", "notes"):
-        values[key] = tuple(values.get(key, ()))
     return Observation(**_checked(values, Observation))
 
 
@@ -198,6 +231,12 @@ def _reading_values(plain: dict[str, Any], kind: type[Reading]) -> dict[str, Any
     names = {f.name for f in dataclasses.fields(kind)}
     values = {key: value for key, value in plain.items() if key in names}
     values["intervals"] = {key: tuple(pair) for key, pair in plain.get("intervals", {}).items()}
+    for key in _TUPLES & values.keys():
+        values[key] = tuple(values[key])
+    for key in _NESTED:
+        if isinstance(values.get(key), dict):
+            inner = _reading_values(values[key], Reading)
+            values[key] = Reading(**_checked(inner, Reading))
     return values
 
 

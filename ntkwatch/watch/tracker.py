@@ -8,34 +8,26 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
-from ntkwatch.jacobian.engine import check_choice
+from ntkwatch.jacobian.batchnorm import moving_batchnorms
+from ntkwatch.jacobian.engine import check_batchnorm, check_choice
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
-from ntkwatch.jacobian.parameters import check_finite_parameters, parameters_of
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
-from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.apart import apart
-from ntkwatch.watch.compare import compare, replicates
 from ntkwatch.watch.describe import notes_on, run_info
 from ntkwatch.watch.history import History
-from ntkwatch.watch.measure import Measurement, Settings, measure, noise_floor
+from ntkwatch.watch.look import Kept, Seen, look
+from ntkwatch.watch.measure import Settings
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation, Reading
-from ntkwatch.watch.settle import (
-    Wanted,
-    check_same_model,
-    check_same_settings,
-    kept_state,
-    settle,
-)
+from ntkwatch.watch.settle import Wanted, check_same_settings, settle
 from ntkwatch.watch.standing import standing_numbers
 
 __all__ = ["KernelTracker", "Metrics"]
@@ -45,22 +37,13 @@ Metrics = Literal["minimal", "standard"]
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
 
 
-class _Seen(NamedTuple):
-    """One look at a model, compared with what was kept."""
-
-    settings: Settings
-    now: Measurement
-    start: Anchor
-    floors: dict[str, float]
-    reading: Reading
-    since_warmup: Reading | None
-
-
 class KernelTracker:
     """Watches the empirical NTK of a model on a probe batch.
 
     The first ``observe`` sets the reference; observing its step again replaces it, and the history
-    then starts over. All numbers are taken in evaluation mode, and the model is left as found.
+    then starts over. Where the next one shows that training runs other BatchNorms in evaluation
+    mode than it seemed, the reference is computed again from the weights kept of it. All numbers
+    are taken in evaluation mode, and the model is left as found.
 
     Args:
         probe: Inputs, and targets where there are any, that kernels are compared on.
@@ -69,8 +52,11 @@ class KernelTracker:
             and 8 random directions beyond (orthogonal to the all-ones vector for class targets).
         params: Names or patterns of parameters for the kernel; default all trainable ones.
         engine: As in ``empirical_ntk``.
-        batchnorm: Statistics of BatchNorms that train on batch statistics: those of the "probe"
-            (default), or "running" averages, whose motion then counts as drift.
+        batchnorm: Statistics of BatchNorms that train on batch statistics, in kernels: those of the
+            "probe" (default); "running" averages, whose motion then counts as drift; those of the
+            "reference" step, with every other buffer; or those of the "batch", differentiated
+            (exact, coupled and slow: see ``empirical_ntk``). One that trains in evaluation mode
+            keeps its running averages.
         memory_budget: Bytes for Jacobian rows.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
         top_k: Eigenvalues to record.
@@ -105,7 +91,7 @@ class KernelTracker:
         reference_is_start: bool = True,
     ) -> None:
         check_choice("engine", engine, ("auto", "vmap", "loop"))
-        check_choice("batchnorm", batchnorm, ("running", "probe"))
+        check_batchnorm(batchnorm, engine, ("running", "probe", "reference", "batch"))
         check_choice("metrics", metrics, ("minimal", "standard"))
         if top_k < 1:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
@@ -133,6 +119,7 @@ class KernelTracker:
         self.loss_start: float | None = None
         self._kernel: Kernel | None = None
         self._resumed: dict[str, Any] | None = None
+        self._modes_known = False
 
     @property
     def reference(self) -> Anchor | None:
@@ -179,6 +166,8 @@ class KernelTracker:
         began = time.perf_counter()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         is_reference = self._start is None or step == self._start.step
+        if not is_reference:
+            self._check_modes(model)
         seen = self._look(model, int(step), state, is_reference=is_reference)
         spectral, left_out = standing_numbers(
             seen.now.kernel, self.probe, top_k=self._top_k, minimal=self._metrics == "minimal"
@@ -239,7 +228,7 @@ class KernelTracker:
             )
         self.history = history
         self._start, self._warmup = start, warmup
-        self._resumed = history.run.spec
+        self._resumed, self._modes_known = history.run.spec, True
         last = history[-1] if len(history) else None
         if last is not None:
             self._floors, self.loss_start = dict(last.noise_floor), last.loss_start
@@ -253,38 +242,47 @@ class KernelTracker:
         state: Mapping[str, Tensor] | None,
         *,
         is_reference: bool,
-    ) -> "_Seen":
+    ) -> Seen:
         """Measure and compare, without changing what the tracker knows."""
-        settings, is_first = self._settings, is_reference or self._settings is None
+        settings, kept = self._settings, None
         if settings is None or is_reference:
             settings = settle(model, self._wanted, self.probe.targets, self._resumed)
-        tensors: dict[str, Tensor] | None = None
-        params: Mapping[str, Tensor] = parameters_of(model)
-        if state is not None:
-            tensors, params = kept_state(model, state)
-        if not is_reference and self._start is not None:
-            check_same_model(model, self._start)
-        check_finite_parameters(params)
-        weights = None if self._metrics == "minimal" else replicates(self.probe)
-        with undisturbed(model), apart(model):
-            now = measure(model, self.probe.inputs, settings, first=is_first, state=tensors)
-            if self._resumed is not None:
-                check_same_settings(now.problem.spec, self._resumed)
-            start, floors, since_warmup = self._start, self._floors, None
-            if is_reference or start is None:
-                start, floors = now.as_anchor(step), noise_floor(now, settings)
-            reading = compare(now, start, moving=settings.moving, weights=weights)
-            if not is_reference and self._warmup is not None and step > self._warmup.step:
-                since_warmup = compare(now, self._warmup, moving=settings.moving, weights=weights)
-        without = now.left_out.get("kernel") if start.kernel is None else None
-        settings = replace(settings, no_kernel=without)
-        return _Seen(settings, now, start, floors, reading, since_warmup)
+        if self._start is not None and not is_reference:
+            kept = Kept(self._start, self._warmup, self._floors)
+        first, minimal = is_reference or self._settings is None, self._metrics == "minimal"
+        how = (model, self.probe, settings, kept)
+        seen = look(*how, step=step, first=first, minimal=minimal, state=state)
+        if self._resumed is not None:
+            check_same_settings(seen.now.problem.spec, self._resumed)
+        return seen
 
-    def _remember(self, seen: "_Seen", step: int, *, is_reference: bool) -> None:
+    def _check_modes(self, model: nn.Module) -> None:
+        """Take the reference again if training runs BatchNorms in other modes than it showed.
+
+        Many a training step sets what it freezes to evaluation mode by itself, so that before the
+        first step nothing of it is seen.
+        """
+        settings, start = self._settings, self._start
+        if self._modes_known or settings is None or start is None or not model.training:
+            return
+        moving = moving_batchnorms(model)
+        if moving != list(settings.moving) and len(self.history) > 0:
+            first, gaps = self.history[0], list(self.history.gaps)
+            place = {"epoch": first.epoch, "logged_step": first.logged_step}
+            state = {**start.params, **start.buffers}
+            self._resumed = {"params": list(settings.names), "batchnorms": moving}
+            try:
+                self.observe(model, start.step, loss=first.loss, **place, state=state)
+            finally:
+                self._resumed = None
+            self.history.gaps.extend(gaps)
+        self._modes_known = True
+
+    def _remember(self, seen: Seen, step: int, *, is_reference: bool) -> None:
         self._settings, self._kernel = seen.settings, seen.now.kernel
         self._start, self._floors = seen.start, seen.floors
         if is_reference:
-            self._resumed, self._warmup = None, None
+            self._resumed, self._warmup, self._modes_known = None, None, False
         due = step - seen.start.step >= max(1, self.warmup_steps)
         if due and (self._warmup is None or self._warmup.step == step):
             self._warmup = seen.now.as_anchor(step)

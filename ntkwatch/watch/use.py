@@ -44,6 +44,9 @@ def judge_use(history: History, bands: Bands) -> Use:
     first, last = history[0], history[-1]
     if first.step == last.step or first.step != last.anchor_step:
         return Use(why="there is no observation of the reference and of a later step to compare")
+    share = last.buffer_share
+    if share is not None and abs(share) > bands.buffer_share:
+        return Use(why=f"moving buffers make {number(share)} of the kernel's change")
     rise = _alignment_rise(first, last)
     norms = _norm_ratios(first, last)
     said = []

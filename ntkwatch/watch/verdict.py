@@ -38,7 +38,8 @@ class LayerReading:
     """One module's part of the kernel.
 
     Attributes:
-        angle: Angle against its part at the start, radians; None where that was zero.
+        angle: Angle against its part at the start, radians, moving buffers put back; None where
+            that was zero.
         relative_displacement: ``|theta - theta_0| / |theta_0|`` of its parameters, or None.
         band: The band that the angle alone lies in, or "no reference".
     """
@@ -50,7 +51,7 @@ class LayerReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingVerdict:
-    """What one reading says by itself.
+    """What one reading says by itself; moving buffers are put back in its numbers.
 
     Attributes:
         anchor_step: Step that this reading starts from.
@@ -210,16 +211,20 @@ def _nothing_moved(last: Observation, bands: Bands) -> tuple[str, str] | None:
     """Outputs that stayed where they were say nothing about how they would have moved."""
     floor = bands.floors * last.noise_floor.get("output", 0.0)
     if last.output_change is not None and last.output_change <= floor:
-        return (
-            "outputs did not move",
+        said = (
             f"the outputs on the probe changed by {number(last.output_change)}, "
-            "which is not distinguishable from rounding",
+            "which is not distinguishable from rounding"
         )
+        if last.parameters_only is not None:
+            change = number(last.relative_kernel_change)
+            said += f"; moving buffers changed the kernel by {change} of its size"
+        return "outputs did not move", said
     return None
 
 
 def _read(reading: Reading, floors: dict[str, float], bands: Bands) -> ReadingVerdict:
     strength, qualifier, why = label_reading(reading, floors, bands)
+    reading = reading.of_parameters()
     return ReadingVerdict(
         anchor_step=reading.anchor_step,
         strength=strength,
@@ -271,7 +276,7 @@ def _layers(last: Observation, bands: Bands) -> dict[str, LayerReading]:
             relative_displacement=last.layer_relative_displacement.get(name),
             band="no reference" if angle is None else str(band_of_angle(angle, floor, bands)),
         )
-        for name, angle in last.layer_angle.items()
+        for name, angle in last.of_parameters().layer_angle.items()
     }
 
 

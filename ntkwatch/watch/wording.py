@@ -1,12 +1,14 @@
 """The words of a verdict: what happened, what to do, and the evidence line by line."""
 
+from collections.abc import Sequence
+
 from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation, Reading
 
 __all__ = ["evidence_lines", "explain_strength", "next_step", "number", "place", "what_happened"]
 
-_NAMED = 3  # keys of one reason that are named; the others are counted
+_NAMED = 3  # names in one list that are given; the others are counted
 
 _PLACE = {
     Strength.STATIC: "not distinguishable from none",
@@ -47,7 +49,8 @@ _AFTER_GUARD = {
     "outputs did not move": "Check that the watched parameters receive gradients.",
     "no linearization error": "See the reason above; a verdict rests on this number.",
     "signals disagree": "Look at the layers, and use a larger probe to see which signal holds.",
-    "derivative does not fit": "Look for buffers that training moves, or for weight decay.",
+    "derivative does not fit": "Look for weight decay, or for state that a forward pass keeps "
+    "outside parameters and buffers.",
     "interval too wide": "Use a larger probe.",
 }
 
@@ -95,10 +98,10 @@ def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
         f"probe N = {last.probe_size}, {last.output_count} outputs ({outputs}), "
         f"reference: {history.run.reference or 'first observation'}"
     )
-    lines.append(_reading_line("since start", last))
+    lines += _reading_lines("since start", last)
     if last.since_warmup is not None:
         since = f"since step {last.since_warmup.anchor_step} (warm-up)"
-        lines.append(_reading_line(since, last.since_warmup))
+        lines += _reading_lines(since, last.since_warmup)
     floor = last.noise_floor
     if floor:
         lines.append(
@@ -115,12 +118,31 @@ def _missing_lines(last: Observation) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for key, reason in last.left_out.items():
         by_reason.setdefault(reason.rstrip("."), []).append(key)
-    lines = []
-    for reason, keys in by_reason.items():
-        named = ", ".join(keys[:_NAMED])
-        more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-        lines.append(f"not measured: {named}{more} ({reason})")
+    return [f"not measured: {_some(keys)} ({reason})" for reason, keys in by_reason.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _reading_lines(name: str, reading: Reading) -> list[str]:
+    """One line, and a second one where moving buffers have a part in the first."""
+    lines, own = [_reading_line(name, reading)], reading.parameters_only
+    if own is not None and reading.buffer_share is None:
+        lines.append(f"{name}, moving buffers put back: not measured ({_why_not(own)})")
+    elif own is not None:
+        lines.append(
+            f"{name}, moving buffers put back: median layer angle "
+            f"{_with_interval(own, 'layer_angle_median')} rad, relative kernel change "
+            f"{_with_interval(own, 'relative_kernel_change')}; {_some(own.moving_buffers)} make "
+            f"{number(reading.buffer_share)} of the change"
+        )
     return lines
+
+
+def _why_not(own: Reading) -> str:
+    return own.left_out.get("relative_kernel_change", "no drift to divide").rstrip(".")
 
 
 def _reading_line(name: str, reading: Reading) -> str:

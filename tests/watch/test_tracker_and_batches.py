@@ -134,28 +134,6 @@ def test_a_synchronised_batchnorm_waits_for_nobody(net, probe, in_a_group):
     assert "forward" not in together.norm.__dict__
 
 
-def test_a_buffer_that_moves_is_linearized_as_it_was_at_the_reference():
-    """f = s W x with s from 1 to 2: what the linearization leaves is (2W - W) x."""
-
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(4, 3, bias=False, **f64)
-            self.register_buffer("scale", torch.ones(1, **f64))
-
-        def forward(self, x):
-            return self.scale * self.head(x)
-
-    torch.manual_seed(0)
-    start, x = Scaled(), inputs(N, 4)
-    now = moved(start)
-    now.scale.fill_(2)
-    _, _, seen = start_and_now(start, now, ProbeBatch(x))
-    w, w0 = now.head.weight.detach(), start.head.weight.detach()
-    expected = (x @ w.T).norm() / (x @ (2 * w - w0).T).norm()
-    assert seen.linearization_error == pytest.approx(float(expected), rel=1e-10)
-
-
 def test_coupled_samples_cost_the_kernel_and_not_the_observation():
     torch.manual_seed(0)
     start, x = Attends(), inputs(N, 4)

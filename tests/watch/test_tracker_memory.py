@@ -244,7 +244,8 @@ def test_a_reference_that_is_not_the_start_is_written_down(start, probe):
     ("setting", "said"),
     [
         ({"engine": "magic"}, "engine='magic'"),
-        ({"batchnorm": "batch"}, "batchnorm='batch'"),
+        ({"batchnorm": "bach"}, "batchnorm='bach'"),
+        ({"batchnorm": "batch", "engine": "vmap"}, "engine='vmap' differentiates each"),
         ({"metrics": "all"}, "metrics='all'"),
         ({"top_k": 0}, "top_k=0"),
     ],

@@ -1,0 +1,101 @@
+"""One look at a model, compared with what was kept of earlier ones. Nothing is remembered here."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ntkwatch.jacobian.parameters import check_finite_parameters, parameters_of
+from ntkwatch.jacobian.undisturbed import undisturbed
+from ntkwatch.watch.anchors import Anchor
+from ntkwatch.watch.apart import apart
+from ntkwatch.watch.compare import compare, replicates
+from ntkwatch.watch.measure import Measurement, Settings, measure, noise_floor
+from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.records import Reading
+from ntkwatch.watch.settle import check_same_model, kept_state
+
+__all__ = ["Kept", "Seen", "look"]
+
+
+class Kept(NamedTuple):
+    """What is kept of earlier looks.
+
+    Attributes:
+        start: The reference.
+        warmup: The anchor at the end of the warm-up, or None before it.
+        floors: What the numbers read at the reference when nothing changed but rounding.
+    """
+
+    start: Anchor
+    warmup: Anchor | None
+    floors: dict[str, float]
+
+
+class Seen(NamedTuple):
+    """One look at a model, compared with what was kept.
+
+    Attributes:
+        settings: Of the run, with what this look adds to them.
+        now: The look itself.
+        start: The reference: the one kept, or made of this look.
+        floors: Its noise floors.
+        reading: Since the reference.
+        since_warmup: Since the end of the warm-up, or None before it.
+    """
+
+    settings: Settings
+    now: Measurement
+    start: Anchor
+    floors: dict[str, float]
+    reading: Reading
+    since_warmup: Reading | None
+
+
+def look(
+    model: nn.Module,
+    probe: ProbeBatch,
+    settings: Settings,
+    kept: Kept | None,
+    *,
+    step: int,
+    first: bool,
+    minimal: bool,
+    state: Mapping[str, Tensor] | None,
+) -> Seen:
+    """Measure a model and compare it with what was kept; the model is left as found.
+
+    Args:
+        model: The model, in the modes in which it trains.
+        probe: What to measure it on.
+        settings: Of the run.
+        kept: Of earlier looks; None to take this one as the reference.
+        step: Optimizer steps taken so far.
+        first: Whether to test that samples do not depend on each other.
+        minimal: Whether to leave out intervals and all that takes another kernel.
+        state: Weights and buffers to measure instead of the model's present ones, or None.
+
+    Returns:
+        The look and its readings.
+    """
+    tensors: dict[str, Tensor] | None = None
+    params: Mapping[str, Tensor] = parameters_of(model)
+    if state is not None:
+        tensors, params = kept_state(model, state)
+    if kept is not None:
+        check_same_model(model, kept.start)
+    check_finite_parameters(params)
+    weights = None if minimal else replicates(probe)
+    with undisturbed(model), apart(model):
+        buffers = None if kept is None else kept.start.buffers
+        now = measure(model, probe.inputs, settings, first=first, reference=buffers, state=tensors)
+        if kept is None:
+            kept = Kept(now.as_anchor(step), None, noise_floor(now, settings))
+        reading = compare(now, kept.start, settings=settings, weights=weights)
+        since_warmup = None
+        if kept.warmup is not None and step > kept.warmup.step:
+            since_warmup = compare(now, kept.warmup, settings=settings, weights=weights)
+    without = now.left_out.get("kernel") if kept.start.kernel is None else None
+    settings = replace(settings, no_kernel=without)
+    return Seen(settings, now, kept.start, kept.floors, reading, since_warmup)
