@@ -184,6 +184,17 @@ def test_the_row_that_is_not_independent_is_named_by_sample_and_output():
         ridge_weights(kernel, torch.ones(4, 3, **f64), ridge=0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_rounding_left_of_a_row_is_no_row(dtype):
+    """A factorisation in float64 goes through, and would divide by the rounding."""
+    eps = torch.finfo(dtype).eps
+    kernel = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0 + eps, 0.0], [0.0, 0.0, 1.0]], dtype=dtype)
+    y = torch.tensor([[1.0], [-1.0], [0.0]], **f64)
+    with pytest.raises(SingularKernelError, match=r"row 1 \(sample 1, output 0\)"):
+        ridge_weights(kernel, y, ridge=0.0)
+    assert ridge_weights(kernel, y, ridge=1e-3).abs().max() < 3e3
+
+
 def test_a_kernel_that_is_not_positive_is_refused_at_a_ridge_too():
     with pytest.raises(SingularKernelError, match=r"at ridge=0\.001"):
         ridge_weights(torch.diag(torch.tensor([1.0, -1.0, 1.0])), torch.ones(3, 1), ridge=1e-3)

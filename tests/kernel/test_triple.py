@@ -73,14 +73,13 @@ def test_regression_at_the_start_begins_at_the_networks_outputs_and_the_last_one
 
 
 def test_the_error_of_the_gain_counts_only_samples_on_which_the_two_differ():
-    """Right where the other is wrong on 3 of 8, the reverse on 1: sd of (1, 1, 1, -1, 0 x 4)."""
+    """Wrong on 1 of 8, the other on that and 2 more: the sd of (1, 1, 0 x 6), not of two scores."""
     y_test = torch.ones(8, 1, **f64)
     net, frozen = y_test.clone(), y_test.clone()
-    net[3:5] = -1  # wrong on 3 and 4
-    frozen[:3], frozen[4] = -1, -1  # wrong on 0, 1, 2 and 4
+    net[3], frozen[:2], frozen[3] = -1, -1, -1
     blind = KernelPair(torch.eye(2, **f64), torch.zeros(8, 2, **f64))
     y, zero = torch.ones(2, 1, **f64), torch.zeros(2, 1, **f64)
     found = triple(net, blind, blind, (y, y_test), start=(zero, frozen), ridge=0.0)
     assert found.gain == 0.25
-    expected = np.std([1, 1, 1, -1, 0, 0, 0, 0]) / math.sqrt(8)
+    expected = np.std([1, 1, 0, 0, 0, 0, 0, 0]) / math.sqrt(8)
     assert found.gain_se.item() == pytest.approx(expected, rel=1e-12)

@@ -96,9 +96,13 @@ def test_figures_of_the_literal_formulas():
 def test_weak_training_keeps_its_digits():
     """To leading order in s: change ``s^2 sqrt(n + 3) / (4 sqrt n)``, LE ``s^2 / 8``, rk 1."""
     found = two_layer_linear(torch.tensor(1e-8, **f64), samples=6)
-    assert found.relative_kernel_change.item() == pytest.approx(1e-16 * 3 / 4 / math.sqrt(6))
-    assert found.linearization_error.item() == pytest.approx(1e-16 / 8)
-    assert found.kernel_angle.item() == pytest.approx(1e-16 / 4 * math.sqrt(5 / 6) / math.sqrt(6))
+    near = {"rel": 1e-12, "abs": 0}
+    change = 1e-16 * 3 / 4 / math.sqrt(6)
+    assert found.relative_kernel_change.item() == pytest.approx(change, **near)
+    assert found.linearization_error.item() == pytest.approx(1e-16 / 8, **near)
+    angle = 1e-16 / 4 * math.sqrt(5 / 6) / math.sqrt(6)
+    assert found.kernel_angle.item() == pytest.approx(angle, **near)
+    assert found.kernel_distance.item() == pytest.approx(angle**2 / 2, **near)
     assert found.displacement_ratio == 1
 
 
