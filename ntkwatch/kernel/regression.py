@@ -208,7 +208,8 @@ def ridge_weights(
         raise InputError(f"ridge={ridge} would make a kernel singular. Give a number from 0 up.")
     flat = as_matrix(kernel, outputs=values.shape[1])
     flat = (flat + flat.mT) / 2
-    ridged = flat + ridge * flat.diagonal().mean() * torch.eye(len(flat)).to(flat)
+    one = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+    ridged = flat + ridge * flat.diagonal().mean() * one
     factor, failed = torch.linalg.cholesky_ex(ridged)
     _check_regular(factor, failed, kernel, ridge)
     right = values.to(flat).reshape(len(flat), -1)
