@@ -164,7 +164,7 @@ def layer_alignments(
         InputError: If a kernel has another size than the targets.
 
     Source:
-        As ``target_alignment``; by layer in Baratin et al., AISTATS 2021, arXiv:2008.00938.
+        As ``target_alignment``.
     """
     nothing = targets.new_full((), torch.nan)
     return {

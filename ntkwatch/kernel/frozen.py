@@ -97,7 +97,7 @@ class FrozenTraining:
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         time = high if self.learning_rate is None else self._whole(high, ratio)
         never = (excess <= 0) & (ratio < 1)
-        return torch.where(never, torch.inf, time.nan_to_num(0.0))
+        return torch.where(never, torch.inf, time.nan_to_num(0.0, posinf=torch.inf))
 
     def weights(self, time: int | float | Tensor) -> Float[Tensor, "n c"]:
         """Return ``a`` with ``theta_t - theta_0 = J_0' a``: where the parameters are.
@@ -202,7 +202,7 @@ def frozen_training(
         InputError: If nothing is left to learn, or descent diverges at this learning rate.
 
     Source:
-        Lee et al., NeurIPS 2019, arXiv:1902.06720, section 2.2.
+        Lee et al., NeurIPS 2019, arXiv:1902.06720.
     """
     check_rows(kernel, residual, "residual")
     outputs = residual.shape[1]

@@ -107,7 +107,7 @@ def angle_matrix(kernels: Sequence[Float[Tensor, "n n"]]) -> Float[Tensor, "t t"
         InputError: If there are fewer than two stations.
 
     Source:
-        Fort et al., NeurIPS 2020, arXiv:2010.15110, who draw the distances.
+        This project's own.
     """
     _check_stations(kernels, "a matrix of angles")
     pairs = [kernel_angle(a, b) for a, b in combinations(kernels, 2)]

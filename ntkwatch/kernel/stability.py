@@ -133,8 +133,7 @@ def max_stable_lr(
         and about twice it, wide networks jump to flatter weights instead of diverging.
 
     Source:
-        The jump: Lewkowycz et al. 2020, arXiv:2003.02218. Momentum: Cohen et al., ICLR 2021,
-        arXiv:2103.00065; dampening and Nesterov derived in ``SGD``.
+        The jump: Lewkowycz et al. 2020, arXiv:2003.02218. Momentum: derived in ``SGD``.
     """
     return sgd.stable_product / sharpness
 
