@@ -101,7 +101,7 @@ def _relu_in_60_digits(x, y, depth: int, v_w: float, v_b: float) -> tuple[float,
 
 
 def _gaussian_mean(of, covariance: np.ndarray) -> float:
-    """``E[of(u, v)]`` by a product rule of 200 x 200 points: exact for smooth functions."""
+    """``E[of(u, v)]`` by a product rule of 120 x 120 points, near exact for smooth functions."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = weights / math.sqrt(2 * math.pi)
     root = np.linalg.cholesky(covariance)
