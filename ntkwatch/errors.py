@@ -18,6 +18,7 @@ __all__ = [
     "RandomForwardError",
     "SampleCouplingError",
     "SelectionError",
+    "SingularKernelError",
 ]
 
 
@@ -55,6 +56,10 @@ class RandomForwardError(SampleCouplingError):
 
 class KernelMismatchError(NtkwatchError):
     """Two kernels cannot be compared, or a reference kernel is zero."""
+
+
+class SingularKernelError(NtkwatchError):
+    """A kernel has no inverse, and no ridge was asked for."""
 
 
 class CoverageError(NtkwatchError):

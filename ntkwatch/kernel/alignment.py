@@ -4,6 +4,7 @@ Tensors in, tensors out: nothing here knows of models, steps or files. Absolute 
 the number of probe points and carry no meaning; compare values of one probe, or their z-scores.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,18 @@ from torch import Tensor
 from ntkwatch.errors import InputError, KernelMismatchError
 from ntkwatch.kernel.gram import centre, inner, widest_float
 
-__all__ = ["Alignment", "rkhs_norm", "target_alignment", "target_matrix"]
+__all__ = [
+    "RIDGES",
+    "Alignment",
+    "layer_alignments",
+    "rkhs_norm",
+    "rkhs_norm_ratio",
+    "target_alignment",
+    "target_matrix",
+]
+
+# Two of them, since an answer that hinges on the ridge is no answer.
+RIDGES = (1e-6, 1e-3)
 
 
 class Alignment(NamedTuple):
@@ -28,6 +40,12 @@ class Alignment(NamedTuple):
     value: Float[Tensor, ""]
     null_mean: Float[Tensor, ""]
     null_sd: Float[Tensor, ""]
+
+    @property
+    def z(self) -> Tensor:
+        """The alignment in standard deviations of its null; NaN where that has none."""
+        deviation = torch.where(self.null_sd > 0, self.null_sd, torch.nan)
+        return (self.value - self.null_mean) / deviation
 
 
 def target_matrix(
@@ -105,13 +123,11 @@ def target_alignment(
             f"the kernel is {tuple(kernel.shape)} and there are {len(targets)} targets, so samples "
             "cannot be matched. Give the targets of the probe that the kernel was computed on."
         )
-    wide = kernel.to(targets.dtype)
-    centred = centre(wide)
-    rounding = len(targets) * torch.finfo(kernel.dtype).eps
-    if inner(centred, centred) <= rounding**2 * inner(wide, wide):
+    centred = centre(kernel.to(targets.dtype))
+    if _is_constant(kernel, targets):
         raise InputError(
-            f"all {wide.numel()} entries of the kernel are equal up to rounding, so nothing of it "
-            "is left to align with targets. Watch more than an output bias."
+            f"all {kernel.numel()} entries of the kernel are equal up to rounding, so nothing of "
+            "it is left to align with targets. Watch more than an output bias."
         )
     gram = targets @ targets.mT
     size = (inner(centred, centred) * inner(gram, gram)).sqrt()
@@ -125,6 +141,38 @@ def target_alignment(
     # <HKH, PY(PY)'> = trace((PY)' HKH PY), for all shuffles at once.
     null = ((centred @ shuffled) * shuffled).sum(dim=(1, 2)) / size
     return Alignment(inner(centred, gram) / size, null.mean(), null.std())
+
+
+def layer_alignments(
+    kernels: Mapping[str, Float[Tensor, "n n"]],
+    targets: Float[Tensor, "n c"],
+    *,
+    permutations: int = 200,
+) -> dict[str, Alignment]:
+    """Return the alignment of each layer's own part of the kernel.
+
+    Args:
+        kernels: Trace kernel of each layer.
+        targets: Centred targets ``Y`` from ``target_matrix``.
+        permutations: How many shuffles make the null; they are the same for all layers.
+
+    Returns:
+        Alignments by layer. All three numbers are NaN for a layer whose part is one constant (an
+        output bias alone) or zero (frozen, or initialised to zero): it has no geometry.
+
+    Raises:
+        InputError: If a kernel has another size than the targets.
+
+    Source:
+        As ``target_alignment``.
+    """
+    nothing = targets.new_full((), torch.nan)
+    return {
+        layer: Alignment(nothing, nothing, nothing)
+        if kernel.shape == (len(targets), len(targets)) and _is_constant(kernel, targets)
+        else target_alignment(kernel, targets, permutations=permutations)
+        for layer, kernel in kernels.items()
+    }
 
 
 def rkhs_norm(
@@ -158,3 +206,44 @@ def rkhs_norm(
     solved = torch.linalg.solve(ridged, targets)
     norm: Tensor = mean * (targets * solved).sum() / n
     return norm
+
+
+def rkhs_norm_ratio(
+    kernel: Float[Tensor, "n n"],
+    reference: Float[Tensor, "n n"],
+    targets: Float[Tensor, "n c"],
+    *,
+    ridges: tuple[float, ...] = RIDGES,
+) -> Float[Tensor, " r"]:
+    """Return ``R / R_0``, the RKHS norm of the targets over that in the reference kernel.
+
+    Args:
+        kernel: Trace kernel now.
+        reference: Trace kernel at the reference step, on the same probe.
+        targets: Centred targets ``Y`` from ``target_matrix``.
+        ridges: Shares of the mean eigenvalue. Where their answers fall on two sides of a threshold
+            the smallest eigenvalues decide, and there is no answer.
+
+    Returns:
+        A ratio without unit per ridge, above 0. Below 1 the kernel turned toward the task; it does
+        not change when either kernel is rescaled.
+
+    Raises:
+        KernelMismatchError: If either kernel is zero.
+
+    Source:
+        This project's own; see ``rkhs_norm``.
+    """
+    ratios = [
+        rkhs_norm(kernel, targets, ridge=ridge) / rkhs_norm(reference, targets, ridge=ridge)
+        for ridge in ridges
+    ]
+    return torch.stack(ratios)
+
+
+def _is_constant(kernel: Tensor, targets: Tensor) -> bool:
+    """Whether nothing but rounding is left of a kernel once it is centred."""
+    wide = kernel.to(targets.dtype)
+    centred = centre(wide)
+    rounding = len(targets) * torch.finfo(kernel.dtype).eps
+    return bool(inner(centred, centred) <= rounding**2 * inner(wide, wide))

@@ -3,11 +3,11 @@
 Tensors in, tensors out. Drawing samples with replacement would put copies of a sample beside
 itself and so diagonal entries off the diagonal. Weights avoid that: entry (i, j) counts
 ``w_i w_j``, and a diagonal entry counts ``w_i`` rather than ``w_i^2``, since ``E[w_i^2] = 2 - 1/N``
-would count it twice.
+would count it twice. Weights are of no use to eigenvalues: those are taken of halves of the probe.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ntkwatch.kernel.gram import inner, widest_float
@@ -16,8 +16,10 @@ __all__ = [
     "angle_samples",
     "bootstrap_weights",
     "central_interval",
+    "half_samples",
     "relative_change_samples",
     "residual_ratio_samples",
+    "sub_kernels",
 ]
 
 
@@ -47,6 +49,56 @@ def bootstrap_weights(
         ones = torch.ones_like(drawn, dtype=torch.float64)
         weights.scatter_add_(1, members[drawn], ones)
     return weights
+
+
+def half_samples(
+    n: int, draws: int, *, strata: Tensor | None = None, seed: int = 0
+) -> Int[Tensor, "draws h"]:
+    """Return random halves of the probe, for numbers that take eigenvalues.
+
+    Drawn without replacement, so that no sample stands beside itself. Their spread is that of the
+    whole probe, since half a sample has twice the variance and half of that is shared; their centre
+    is that of **half as many points**, biased as such. Say so beside the interval.
+
+    Args:
+        n: Number of samples.
+        draws: Number of halves.
+        strata: A class label per sample; each class gives half of its samples, rounded down.
+        seed: Of the drawing.
+
+    Returns:
+        Indices of the samples of each half, in increasing order.
+
+    Source:
+        The delete-d jackknife with d = N/2. Drawn without replacement, the mean of h out of N
+        values has the variance ``(1/h - 1/N) s^2``, which at h = N/2 is that of all N, ``s^2 / N``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    # On the CPU by name: the caller may have set another default device.
+    one = torch.zeros(n, dtype=torch.long, device="cpu")
+    labels = one if strata is None else strata.cpu().long()
+    parts = []
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        keys = torch.rand(draws, len(members), generator=generator, device="cpu")
+        parts.append(members[keys.argsort(dim=1)[:, : len(members) // 2]])
+    return torch.cat(parts, dim=1).sort(dim=1).values
+
+
+def sub_kernels(
+    kernel: Float[Tensor, "n n"], subsets: Int[Tensor, "draws h"]
+) -> Float[Tensor, "draws h h"]:
+    """Return the kernel of each subset of the samples.
+
+    Args:
+        kernel: Any square kernel.
+        subsets: Indices of samples, from ``half_samples``.
+
+    Returns:
+        One kernel per subset.
+    """
+    subsets = subsets.to(kernel.device)
+    return kernel[subsets[:, :, None], subsets[:, None, :]]
 
 
 def angle_samples(

@@ -19,11 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ntkwatch.errors import KernelMismatchError
-from ntkwatch.kernel.gram import check_same_shape, inner, offdiag, widest_float
+from ntkwatch.kernel.gram import centre, check_same_shape, inner, offdiag, widest_float
 
 __all__ = [
     "kernel_angle",
     "kernel_distance",
+    "kernel_distance_centred",
     "kernel_distance_offdiag",
     "kernel_scale",
     "offdiag_share",
@@ -145,6 +146,37 @@ def kernel_distance_offdiag(
     return kernel_distance(offdiag(kernel), offdiag(reference))
 
 
+def kernel_distance_centred(
+    kernel: Float[Tensor, "n n"], reference: Float[Tensor, "n n"]
+) -> Float[Tensor, ""]:
+    """Return the distance of ``H K H`` and ``H R H``, the kernels without their mean mode.
+
+    Much of a rotation may be that of the mean mode alone, which a constant added to all outputs
+    takes up; what is left here is how samples are told apart. It depends on the number of probe
+    points: read it for N of at least 32, beside ``kernel_distance``.
+
+    Args:
+        kernel: Empirical NTK ``K`` now.
+        reference: Empirical NTK ``R`` at the reference step, on the same probe batch.
+
+    Returns:
+        A number without unit in [0, 1] for kernels; it sees neither scale nor an added constant.
+
+    Raises:
+        KernelMismatchError: If the shapes differ, or all entries of either kernel are equal up to
+            rounding (only an output bias is watched, say).
+
+    Source:
+        This project's own; for one kernel centring is that of Baratin et al., AISTATS 2021,
+        arXiv:2008.00938.
+    """
+    check_same_shape(kernel, reference)
+    return kernel_distance(
+        _centred(kernel, "kernel"),
+        _centred(reference, "reference kernel"),
+    )
+
+
 def offdiag_share(kernel: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
     """Return ``|offdiag(K)|_F / |K|_F`` in [0, 1]: how much of a kernel relates different samples.
 
@@ -160,6 +192,19 @@ def offdiag_share(kernel: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
     size = _norm(kernel)
     _check_nonzero(size, kernel, "share of the off-diagonal")
     return _norm(offdiag(kernel)) / size
+
+
+def _centred(kernel: Tensor, name: str) -> Tensor:
+    wide = kernel.to(widest_float(kernel.device))
+    centred = centre(wide)
+    # Rounding of the arithmetic that the kernel arrived in, of entries of its own mean size.
+    rounding = torch.finfo(kernel.dtype).eps * _norm(wide)
+    if _norm(centred) <= len(kernel) * rounding:
+        raise KernelMismatchError(
+            f"the {kernel.numel()} entries of the {name} are equal up to rounding, so nothing of "
+            "it is left once its mean mode is taken off. Watch more than an output bias."
+        )
+    return centred
 
 
 def _norm(kernel: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ from torch import Tensor
 from ntkwatch.errors import KernelMismatchError, NonFiniteError
 
 __all__ = [
+    "as_matrix",
     "centre",
     "check_finite",
+    "check_rows",
     "check_same_shape",
     "flatten_kernel",
     "inner",
@@ -55,6 +57,23 @@ def unflatten_kernel(
     """
     c, d = outputs
     return flat.reshape(flat.shape[0] // c, c, flat.shape[1] // d, d).permute(0, 2, 1, 3)
+
+
+def as_matrix(kernel: Float[Tensor, "n m *cc"], *, outputs: int) -> Float[Tensor, "p q"]:
+    """Return a full kernel flattened, or ``S / C`` of a trace kernel ``S``, in the widest float.
+
+    A trace kernel stands for ``S / C`` times the identity over outputs: the best guess at the full
+    kernel that does not relate outputs, and what it is in wide networks near initialization.
+
+    Args:
+        kernel: Full kernel (N, M, C, C), or trace kernel (N, M), a sum over outputs.
+        outputs: C.
+
+    Returns:
+        A matrix (N·C, M·C) that acts on all outputs together, or (N, M) for each output alone.
+    """
+    wide = kernel.to(widest_float(kernel.device))
+    return flatten_kernel(wide) if wide.ndim == 4 else wide / outputs
 
 
 def trace_kernel(kernel: Float[Tensor, "n m c c"]) -> Float[Tensor, "n m"]:
@@ -101,6 +120,26 @@ def check_same_shape(kernel: Tensor, reference: Tensor) -> None:
             f"the kernel is {tuple(kernel.shape)} and its reference {tuple(reference.shape)}, so "
             "they cannot be compared entry by entry. Compute both on one probe batch with one "
             "setting of outputs."
+        )
+
+
+def check_rows(kernel: Tensor, values: Tensor, what: str) -> None:
+    """Refuse values that are not one row per row of a kernel, one column per output.
+
+    Args:
+        kernel: Full kernel (N, M, C, C) or trace kernel (N, M).
+        values: Should be (N, C), of any C for a trace kernel.
+        what: What to call them in the message.
+
+    Raises:
+        KernelMismatchError: If they are not.
+    """
+    outputs = kernel.shape[2] if kernel.ndim == 4 else values.shape[-1]
+    if kernel.ndim not in (2, 4) or values.shape != (len(kernel), outputs):
+        raise KernelMismatchError(
+            f"the kernel has shape {tuple(kernel.shape)} and the {what} {tuple(values.shape)}, so "
+            "they do not belong together. Give one row per sample in the kernel's order, and as "
+            "many columns as a full kernel has outputs."
         )
 
 

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntkwatch.errors import InputError, KernelMismatchError
-from ntkwatch.kernel.alignment import rkhs_norm, target_alignment, target_matrix
+from ntkwatch.kernel.alignment import (
+    Alignment,
+    layer_alignments,
+    rkhs_norm,
+    rkhs_norm_ratio,
+    target_alignment,
+    target_matrix,
+)
 
 # Without a deadline: the first call of an operation may be slow.
 law = settings(deadline=None, max_examples=40)
@@ -153,3 +160,60 @@ def test_the_rkhs_norm_does_not_see_scale(factor):
 def test_the_rkhs_norm_under_a_zero_kernel_is_refused():
     with pytest.raises(KernelMismatchError, match="exactly zero, so no target has a norm"):
         rkhs_norm(torch.zeros(6, 6), target_matrix(_labels(6), device=CPU), ridge=1e-3)
+
+
+def test_the_z_score_counts_standard_deviations_of_the_null():
+    value, mean, sd = (torch.tensor(x, **f64) for x in (0.5, 0.2, 0.1))
+    assert Alignment(value, mean, sd).z.item() == pytest.approx(3)
+    assert Alignment(value, mean, 0 * sd).z.isnan()
+
+
+def test_two_probe_points_have_a_null_without_spread_and_so_no_score():
+    """Two labels shuffled are the same two labels up to sign: every shuffle aligns alike."""
+    Y = target_matrix(torch.tensor([0, 1]), device=CPU)
+    assert target_alignment(torch.eye(2, **f64), Y).z.isnan()
+
+
+def test_each_layer_is_aligned_as_if_it_were_the_kernel_with_one_null_for_all():
+    Y = target_matrix(_labels(9), device=CPU)
+    layers = {"a": _psd(9), "b": _psd(9).float()}
+    found = layer_alignments(layers, Y, permutations=50)
+    assert found == {k: target_alignment(v, Y, permutations=50) for k, v in layers.items()}
+
+
+def test_layers_without_geometry_have_no_alignment_and_do_not_stop_the_others():
+    Y = target_matrix(_labels(7), device=CPU)
+    layers = {
+        "bias": torch.full((7, 7), 0.3, **f64),
+        "zero": torch.zeros(7, 7, **f64),
+        "w": _psd(7),
+    }
+    found = layer_alignments(layers, Y)
+    assert [alignment.value.isnan().item() for alignment in found.values()] == [True, True, False]
+    assert found["zero"].z.isnan()
+
+
+def test_the_rkhs_norm_ratio_is_that_of_the_norms_at_each_ridge():
+    Y, now, then = target_matrix(_labels(8), device=CPU), _psd(8), _psd(8)
+    found = rkhs_norm_ratio(now, then, Y, ridges=(1e-6, 0.1))
+    for ratio, ridge in zip(found.tolist(), (1e-6, 0.1), strict=True):
+        norms = []
+        for K in (now.numpy(), then.numpy()):
+            ridged = K + ridge * np.trace(K) / 8 * np.eye(8)
+            norms.append(np.trace(K) * np.trace(Y.numpy().T @ np.linalg.inv(ridged) @ Y.numpy()))
+        assert ratio == pytest.approx(norms[0] / norms[1], rel=1e-8)
+
+
+@law
+@given(factor=st.floats(1e-6, 1e6))
+def test_a_kernel_that_turns_to_the_targets_reads_below_one_whatever_its_scale(factor):
+    Y = target_matrix(_labels(6), device=CPU)
+    then = torch.eye(6, **f64)
+    now = then + Y @ Y.T
+    found = rkhs_norm_ratio(factor * now, then, Y)
+    torch.testing.assert_close(found, rkhs_norm_ratio(now, then, Y))
+    assert found.shape == (2,)
+    assert (found < 0.9).all()
+    torch.testing.assert_close(
+        found, rkhs_norm_ratio(torch.eye(6, **f64) + Y @ Y.T, torch.eye(6, **f64), Y)
+    )

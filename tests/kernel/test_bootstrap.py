@@ -10,8 +10,10 @@ from ntkwatch.kernel.bootstrap import (
     angle_samples,
     bootstrap_weights,
     central_interval,
+    half_samples,
     relative_change_samples,
     residual_ratio_samples,
+    sub_kernels,
 )
 from ntkwatch.kernel.drift import kernel_angle, kernel_distance, relative_kernel_change
 
@@ -123,3 +125,44 @@ def test_the_central_interval_leaves_equal_shares_out_and_ignores_what_is_not_fi
     samples = torch.cat([torch.arange(101, **f64), torch.tensor([torch.nan, torch.inf], **f64)])
     assert central_interval(samples, 0.9).tolist() == pytest.approx([5, 95])
     assert central_interval(samples[101:]).isnan().all()
+
+
+def test_halves_hold_half_of_the_samples_once_and_each_sample_as_often_as_any_other():
+    halves = half_samples(9, 4000)
+    assert halves.shape == (4000, 4)
+    assert bool((halves.diff(dim=1) > 0).all())
+    counts = torch.bincount(halves.flatten(), minlength=9) / 4000
+    np.testing.assert_allclose(counts.numpy(), np.full(9, 4 / 9), atol=0.03)
+    assert torch.equal(half_samples(9, 3), half_samples(9, 3))
+    assert not torch.equal(half_samples(9, 3), half_samples(9, 3, seed=1))
+
+
+def test_each_class_gives_half_of_itself():
+    strata = torch.tensor([5, -1, 5, 5, -1, 5, 5])
+    chosen = strata[half_samples(7, 50, strata=strata)]
+    assert torch.equal((chosen == 5).sum(dim=1), torch.full((50,), 2))
+    assert torch.equal((chosen == -1).sum(dim=1), torch.full((50,), 1))
+
+
+def test_the_kernel_of_a_subset_has_its_rows_and_columns():
+    K = torch.randn(5, 5, **f64)
+    subsets = torch.tensor([[0, 3], [2, 4]])
+    for found, chosen in zip(sub_kernels(K, subsets), subsets, strict=True):
+        assert torch.equal(found, K[chosen][:, chosen])
+
+
+def test_halves_of_one_probe_spread_as_much_as_whole_probes_do():
+    """The largest eigenvalue over N: truth from 400 probes of a population of 4000."""
+    R, _ = _population(4000)
+    size = 64
+
+    def top(kernels: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvalsh(kernels)[:, -1] / kernels.shape[1]
+
+    probes = half_samples(4000, 400)[:, :: 2000 // size][:, :size]
+    truth = top(sub_kernels(R, probes)).std()
+    spreads = []
+    for probe in probes[:30]:
+        kernel = R[probe][:, probe]
+        spreads.append(top(sub_kernels(kernel, half_samples(size, 60))).std())
+    assert torch.stack(spreads).mean() / truth == pytest.approx(1, abs=0.3)

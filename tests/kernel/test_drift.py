@@ -3,6 +3,7 @@
 import math
 from inspect import unwrap
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from ntkwatch.errors import KernelMismatchError
 from ntkwatch.kernel.drift import (
     kernel_angle,
     kernel_distance,
+    kernel_distance_centred,
     kernel_distance_offdiag,
     kernel_scale,
     offdiag_share,
@@ -130,6 +132,36 @@ def test_the_offdiagonal_distance_does_not_see_diagonals():
     expected = kernel_distance(K - torch.diag(K.diagonal()), R - torch.diag(R.diagonal()))
     loud = torch.diag(torch.arange(5, dtype=torch.float64) * 100)
     torch.testing.assert_close(kernel_distance_offdiag(K + loud, R - loud), expected)
+
+
+def test_the_centred_distance_is_that_of_kernels_between_two_centring_matrices():
+    K, R = _psd(6, 0), _psd(6, 1)
+    H = np.eye(6) - 1 / 6
+    expected = naive_distance(H @ K.numpy() @ H, H @ R.numpy() @ H)
+    assert kernel_distance_centred(K, R).item() == pytest.approx(expected, rel=1e-10)
+
+
+@law
+@given(n=st.integers(3, 8), seed=st.integers(0, 10_000), shift=st.floats(0, 100))
+def test_the_centred_distance_sees_neither_scale_nor_the_mean_mode(n, seed, shift):
+    K, R = _psd(n, seed), _psd(n, seed + 1)
+    expected = kernel_distance_centred(K, R)
+    torch.testing.assert_close(kernel_distance_centred(3 * K + shift, R), expected)
+    # Features of one sample against all: rank one along the mean mode, on both sides of K.
+    row = torch.randn(n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(kernel_distance_centred(K + row + row.T, R), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernels_of_an_output_bias_alone_have_no_centred_distance(dtype):
+    constant = torch.full((7, 7), 0.3, dtype=dtype)
+    # As a sum over three outputs leaves it: equal up to the last place.
+    constant[0, 1] *= 1 + torch.finfo(dtype).eps
+    K = _psd(7, 0).to(dtype)
+    with pytest.raises(KernelMismatchError, match="49 entries of the kernel are equal"):
+        kernel_distance_centred(constant, K)
+    with pytest.raises(KernelMismatchError, match="49 entries of the reference kernel are equal"):
+        kernel_distance_centred(K, constant)
 
 
 def test_the_offdiagonal_share_of_a_constant_kernel_is_known():

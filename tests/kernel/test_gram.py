@@ -5,8 +5,10 @@ import torch
 
 from ntkwatch.errors import KernelMismatchError, NonFiniteError
 from ntkwatch.kernel.gram import (
+    as_matrix,
     centre,
     check_finite,
+    check_rows,
     check_same_shape,
     flatten_kernel,
     inner,
@@ -69,3 +71,27 @@ def test_entries_that_are_not_finite_are_counted_in_the_refusal(bad):
     kernel[0, 1] = bad
     with pytest.raises(NonFiniteError, match="1 of the 4 entries of the anchor are NaN"):
         check_finite(kernel, "anchor")
+
+
+def test_a_full_kernel_acts_on_all_outputs_and_a_trace_kernel_as_its_share_on_each():
+    kernel, values = torch.randn(3, 2, 4, 4, **f64), torch.randn(2, 4, **f64)
+    together = as_matrix(kernel, outputs=4) @ values.reshape(-1, 1)
+    expected = torch.einsum("ijab,jb->ia", kernel, values)
+    torch.testing.assert_close(together.reshape(3, 4), expected)
+    shared = torch.randn(3, 2, **f64)
+    alike = shared[:, :, None, None] * torch.eye(4, **f64)
+    alone = as_matrix(trace_kernel(alike), outputs=4) @ values
+    torch.testing.assert_close(alone, torch.einsum("ijab,jb->ia", alike, values))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "values"), [((3, 3), (2, 4)), ((3, 3, 4, 4), (3, 2)), ((3, 3, 4, 4), (4, 3))]
+)
+def test_values_of_other_samples_or_outputs_are_refused(kernel, values):
+    with pytest.raises(KernelMismatchError, match=r"targets .* do not belong together"):
+        check_rows(torch.zeros(kernel), torch.zeros(values), "targets")
+
+
+def test_values_that_fit_are_let_through():
+    check_rows(torch.zeros(3, 3), torch.zeros(3, 7), "targets")
+    check_rows(torch.zeros(3, 2, 4, 4), torch.zeros(3, 4), "targets")
