@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ntkwatch.jacobian.functional import real_entries
 from ntkwatch.jacobian.inputs import dense
 from ntkwatch.jacobian.structured.graph import Unstructured
-from ntkwatch.jacobian.structured.kernel import Pass, structured_kernel
+from ntkwatch.jacobian.structured.kernel import structured_kernel
+from ntkwatch.jacobian.structured.passes import Pass
 from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["check_against_autograd", "trust", "trusted"]
@@ -50,6 +51,8 @@ def check_against_autograd(side: Pass, names: Sequence[str], budget: int) -> Non
         Unstructured: If they disagree; it names the parameter and its operations.
     """
     outputs, kept = side.tape.outputs, side.count
+    if not outputs.requires_grad:
+        return  # no parameter is used; whether that is right is asked elsewhere
     generator = torch.Generator().manual_seed(_SEED)
     direction = torch.randn(outputs.shape[1], generator=generator, device="cpu").to(outputs)
     weights = torch.zeros(len(outputs), device="cpu", dtype=torch.float64)
