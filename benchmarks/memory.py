@@ -13,13 +13,11 @@ for the libraries.
 
 import argparse
 import json
-from typing import Any
 
 import torch
 from measuring import apart, forget_peak, machine, peak_bytes, seconds, table
 from models import MODELS, Problem, token_problem
-from torch import Tensor, nn
-from ways import engine_alone, whole_call
+from ways import engine_alone, forward_to_activations, whole_call
 
 from ntkwatch.jacobian.memory import parse_bytes
 
@@ -34,21 +32,10 @@ def promised(budget: int) -> float:
     return 1.2 * budget + 32 * _MIB
 
 
-def forward_and_activations(problem: Problem) -> None:
+def one_pass(problem: Problem) -> None:
     """One forward pass, and one backward pass that forms no gradient of a weight."""
-    first: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        if not first:
-            first.append(output)
-
-    leaf = next(module for module in problem.model.modules() if not list(module.children()))
-    handle = leaf.register_forward_hook(keep)
-    try:
-        outputs = problem.values()
-    finally:
-        handle.remove()
-    torch.autograd.grad(outputs, first[0], torch.ones_like(outputs))
+    outputs, first = forward_to_activations(problem)
+    torch.autograd.grad(outputs, first, torch.ones_like(outputs))
 
 
 def measure(model: str, outputs: str, budget: str, threads: int, whole: bool) -> dict[str, float]:
@@ -57,7 +44,7 @@ def measure(model: str, outputs: str, budget: str, threads: int, whole: bool) ->
     problem = TASKS[model][1]()
     for _ in range(2):
         forget_peak()
-        forward_and_activations(problem)
+        one_pass(problem)
     before = peak_bytes()
     kernel = (
         whole_call(problem, outputs, budget) if whole else engine_alone(problem, outputs, budget)

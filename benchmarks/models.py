@@ -25,12 +25,14 @@ class Problem:
         inputs: N samples.
         forward: How to call the model; None for ``model(inputs)``.
         outputs: Settings of ``outputs=`` to measure.
+        small: Whether ways that hold every row of the Jacobian can be run beside.
     """
 
     model: nn.Module
     inputs: Tensor
     forward: ForwardFn | None = None
     outputs: tuple[str, ...] = ("full", "trace")
+    small: bool = True
 
     def values(self, inputs: Tensor | None = None) -> Tensor:
         """Return the outputs, of all samples by default."""
@@ -168,14 +170,19 @@ def _vit() -> Problem:
 
 def _gpt2() -> Problem:
     tokens = torch.randint(50257, (8, 128))
-    model = Gpt2().eval()
-    return Problem(model=model, inputs=tokens, forward=mean_log_probability, outputs=("trace",))
+    return Problem(
+        model=Gpt2().eval(),
+        inputs=tokens,
+        forward=mean_log_probability,
+        outputs=("trace",),
+        small=False,
+    )
 
 
 def token_problem() -> Problem:
     """GPT-2's shape with the logits of every token as outputs, along four random directions."""
     tokens = torch.randint(50257, (4, 64))
-    return Problem(model=Gpt2().eval(), inputs=tokens, outputs=("random:4",))
+    return Problem(model=Gpt2().eval(), inputs=tokens, outputs=("random:4",), small=False)
 
 
 MODELS: dict[str, tuple[str, Callable[[], Problem]]] = {

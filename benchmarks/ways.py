@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from models import Problem
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from ntkwatch import empirical_ntk
@@ -15,7 +16,14 @@ from ntkwatch.jacobian.problem import prepare
 from ntkwatch.jacobian.structured.engine import Served, serve
 from ntkwatch.jacobian.undisturbed import undisturbed
 
-__all__ = ["engine_alone", "loop_kernel", "tutorial_kernel", "whole_call"]
+__all__ = [
+    "engine_alone",
+    "forward_and_backward",
+    "forward_to_activations",
+    "loop_kernel",
+    "tutorial_kernel",
+    "whole_call",
+]
 
 BUDGET = "1GiB"
 
@@ -92,16 +100,36 @@ def loop_kernel(problem: Problem, outputs: str, samples: int) -> Tensor:
     for index in range(samples):
         one = inputs[index : index + 1]
         values = model(one) if problem.forward is None else problem.forward(model, one)
-        rows.append([torch.autograd.grad(v, params, retain_graph=True) for v in values.flatten()])
-    flat = [gradients for row in rows for gradients in row]
-    kernel = (
-        torch.stack([torch.stack([_dot(a, b) for b in flat]) for a in flat])
-        .unflatten(0, (samples, -1))
-        .unflatten(2, (samples, -1))
-    )
-    kernel = kernel.transpose(1, 2)
+        rows += [torch.autograd.grad(v, params, retain_graph=True) for v in values.flatten()]
+    grams = []
+    for parts in zip(*rows, strict=True):
+        jacobian = torch.stack([part.flatten() for part in parts])
+        grams.append(jacobian @ jacobian.T)
+    kernel = torch.stack(grams).sum(dim=0)
+    kernel = kernel.unflatten(0, (samples, -1)).unflatten(2, (samples, -1)).transpose(1, 2)
     return kernel if outputs == "full" else torch.einsum("nmaa->nm", kernel)
 
 
-def _dot(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+def forward_to_activations(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return the outputs of a forward pass and those of the first module in it.
+
+    The gradient of the one by the other goes through every activation and forms none of a weight.
+    """
+    first: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        if not first:
+            first.append(output)
+
+    leaf = next(module for module in problem.model.modules() if not list(module.children()))
+    handle = leaf.register_forward_hook(keep)
+    try:
+        return problem.values(), first[0]
+    finally:
+        handle.remove()
+
+
+def forward_and_backward(problem: Problem) -> None:
+    """One step of training without the step: gradients of all weights, then forgotten."""
+    problem.values().sum().backward()
+    problem.model.zero_grad(set_to_none=True)
