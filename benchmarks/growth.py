@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from measuring import machine, seconds, table
+from measuring import machine, seconds
 from models import Problem, ViT, mlp
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,16 +42,16 @@ def _tokens(t: int) -> Problem:
 # What grows, which kernel, how large, what of, what theory says.
 _Line = tuple[str, str, Sequence[int], Callable[[int], Problem], str]
 LINES: tuple[_Line, ...] = (
-    ("N", "full", (32, 64, 128, 256, 512), lambda n: _dense(n=n), "1 to 2"),
+    ("N", "full", (16, 32, 64, 128, 256), lambda n: _dense(n=n), "1 to 2"),
     ("N", "trace", (64, 128, 256, 512, 1024), lambda n: _dense(n=n), "1 to 2"),
     ("C", "full", (4, 8, 16, 32, 64), lambda c: _dense(n=32, c=c), "1 to 2"),
     ("C", "trace", (8, 16, 32, 64, 128), lambda c: _dense(n=32, c=c), "1"),
-    ("width", "full", (256, 512, 1024, 2048), lambda w: _dense(width=w), "1 to 2"),
-    ("width", "trace", (256, 512, 1024, 2048), lambda w: _dense(width=w), "1 to 2"),
-    ("depth", "full", (2, 4, 8, 16, 32), lambda d: _dense(depth=d), "1"),
-    ("depth", "trace", (2, 4, 8, 16, 32), lambda d: _dense(depth=d), "1"),
+    ("width", "full", (128, 256, 512, 1024), lambda w: _dense(width=w), "1 to 2"),
+    ("width", "trace", (128, 256, 512, 1024), lambda w: _dense(width=w), "1 to 2"),
+    ("depth", "full", (2, 4, 8, 16), lambda d: _dense(depth=d), "1"),
+    ("depth", "trace", (2, 4, 8, 16), lambda d: _dense(depth=d), "1"),
     ("T", "full", (16, 32, 64, 128), _tokens, "1 to 2"),
-    ("T", "trace", (16, 32, 64, 128, 256), _tokens, "1 to 2"),
+    ("T", "trace", (16, 32, 64, 128), _tokens, "1 to 2"),
 )
 
 
@@ -71,7 +71,7 @@ def cost(problem: Problem, outputs: str) -> tuple[float, float]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         values = problem.values()
     forward = counter.get_total_flops() / 2  # of which half are additions
-    contractions = sum(step.multiplications for step in parts.steps)
+    contractions = parts.plan.multiplications
     counted = forward * (1 + values[0].numel()) + contractions
     return min(seconds(run) for _ in range(_REPEATS)), counted
 
@@ -85,16 +85,18 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     print(machine(given.threads))
-    rows = []
+    print(f"{'grows':<6} {'outputs':<8} measured  counted  theory  seconds")
     for axis, outputs, sizes, make, theory in LINES:
         if axis not in given.axes:
             continue
         found = [cost(make(size), outputs) for size in sizes]
         times, counts = zip(*found, strict=True)
         shown = "  ".join(f"{s}: {t:.3f}" for s, t in zip(sizes, times, strict=True))
-        slopes = f"{exponent(sizes, times):.2f}", f"{exponent(sizes, counts):.2f}"
-        rows.append((axis, outputs, *slopes, theory, shown))
-    print(table(("grows", "outputs", "measured", "counted", "theory", "seconds"), rows))
+        print(
+            f"{axis:<6} {outputs:<8} {exponent(sizes, times):8.2f}  "
+            f"{exponent(sizes, counts):7.2f}  {theory:<6}  {shown}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
