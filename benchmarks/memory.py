@@ -13,9 +13,10 @@ for the libraries.
 
 import argparse
 import json
+from collections.abc import Sequence
 
 import torch
-from measuring import apart, forget_peak, machine, peak_bytes, seconds, table
+from measuring import apart, forget_peak, machine, peak_bytes, seconds
 from models import MODELS, Problem, token_problem
 from ways import engine_alone, forward_to_activations, whole_call
 
@@ -73,25 +74,17 @@ def main() -> None:
     for model in given.models:
         title, make = TASKS[model]
         print(f"\n{title}", flush=True)
-        rows = []
+        print(_line(_HEAD))
         for outputs in given.outputs or make().outputs:
             for budget in given.budgets:
-                seen = apart(
-                    __file__,
-                    {
-                        "model": model,
-                        "outputs": outputs,
-                        "budget": budget,
-                        "threads": given.threads,
-                        "whole": given.whole,
-                    },
-                )
-                rows.append(_row(outputs, budget, seen))
-        print(
-            table(
-                ("outputs", "budget", "promise", "first", "later", "s first", "s later", ""), rows
-            )
-        )
+                settings = {"model": model, "outputs": outputs, "budget": budget}
+                more = {"threads": given.threads, "whole": given.whole}
+                print(_line(_row(outputs, budget, apart(__file__, settings | more))), flush=True)
+
+
+def _line(cells: Sequence[str]) -> str:
+    first, *others = cells
+    return (first.ljust(9) + "".join(cell.rjust(9) for cell in others)).rstrip()
 
 
 def _row(outputs: str, budget: str, seen: dict[str, float]) -> tuple[str, ...]:
