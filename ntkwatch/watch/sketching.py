@@ -24,7 +24,7 @@ from ntkwatch.kernel.sketched import Estimate
 
 __all__ = ["COLUMNS", "sketch_drift", "sketch_floors", "take_sketch", "too_large"]
 
-# The angle then has a standard error of 6 % in a lazy run and 2 % in a rich one, for as many
+# The angle then has a standard error of 6 to 8 % in a lazy run and less in a rich one, for as many
 # backward passes; the error falls with the square root of their number.
 COLUMNS = 64
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from jacobian.batch_kernels import Contrastive, NormedNet, flat, flat_kernel
 from jacobian.models import gap
+from jacobian.snapshots import assert_same, state_of
 from torch import nn
 from watch.made import history_of, seen
 from watch.tiny import ConvNet, LowRank, f64, inputs, labels, moved, start_and_now
@@ -59,7 +60,7 @@ def _probe_statistics(model: nn.Module, x: torch.Tensor, **options) -> torch.Ten
 
 
 CASES = {
-    "coupled, by itself": (_contrastive, {}, flat_kernel),
+    "coupled, by itself": (_contrastive, {"memory_budget": "2KiB"}, flat_kernel),
     "coupled, asked for": (_contrastive, {"engine": "sketch"}, flat_kernel),
     "per sample": (_mlp, {"engine": "sketch"}, flat_kernel),
     "per sample, trace": (_mlp, {"engine": "sketch", "outputs": "trace"}, _trace),
@@ -82,7 +83,9 @@ def test_numbers_are_those_of_the_whole_kernels_within_their_intervals(case, siz
     build, settings, kernel_of = CASES[case]
     start, x = build(), inputs(9, 4)
     now = moved(start, size)
+    before = state_of(now)
     tracker, first, last = start_and_now(start, now, ProbeBatch(x, labels(9)), **settings)
+    assert_same(before, state_of(now))
     kernel = kernel_of(start, x)
     sketch = tracker.reference.sketch
     V = gaussian_columns(len(kernel), range(COLUMNS), seed=sketch.seed)
