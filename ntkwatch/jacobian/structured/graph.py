@@ -14,9 +14,6 @@ from torch.autograd.graph import Node
 
 __all__ = ["Edge", "Graph", "Unstructured", "dtype_of", "outputs_of", "shape_of"]
 
-# Where values rather than shapes say which row goes where, another batch may go elsewhere.
-_ROUTING = ("Index", "Gather", "Scatter", "MaskedSelect", "MaskedScatter", "Take", "Sort", "Topk")
-
 
 class Unstructured(Exception):  # noqa: N818 - not for users: it asks for another engine
     """The structured engine cannot serve this model or parameter; the message says why.
@@ -97,10 +94,6 @@ class Graph:
             shapes = tuple(shape_of(edge) for edge in outputs_of(node))
             parts.append((node.name(), below, shapes))
         return hash(tuple(parts))
-
-    def routes(self) -> bool:
-        """Return whether values may decide which row goes where, as in routed experts."""
-        return any(node.name().startswith(_ROUTING) for node in self.nodes)
 
 
 def outputs_of(node: Node) -> list[Edge]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs, count_samples, take
+from ntkwatch.jacobian.inputs import Inputs, count_samples, fingerprint, take
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.structured.graph import Edge, Graph, Unstructured
 from ntkwatch.jacobian.write_guard import WriteGuard
@@ -37,6 +37,7 @@ class Tape:
         outputs: (N, C).
         count: Samples in the pass.
         kept: Samples that were asked for.
+        fingerprint: Of the inputs' values.
         rows: Directions R.
         scale: What cotangents are multiplied by on their way in, a power of two: it keeps the
             gradients of very small or large outputs within the range of their dtype.
@@ -55,6 +56,7 @@ class Tape:
             device = next(iter(function.params.values())).device
             inputs = take(inputs, torch.zeros(2, dtype=torch.long, device=device))
         self.count = count_samples(inputs)
+        self.fingerprint = fingerprint(inputs)
         self.rows, self._reduction = reduction.rows, reduction
         self.leaves = function.leaf_params(list(names))
         # What a first look found harmless may still do harm later: a forward pass that is about to
