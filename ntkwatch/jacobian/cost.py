@@ -17,6 +17,7 @@ from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction, resolve_outputs
 from ntkwatch.jacobian.parameters import select_parameters
 from ntkwatch.jacobian.plan import KernelPlan
+from ntkwatch.jacobian.sharded import function_of
 from ntkwatch.jacobian.structured.graph import Unstructured
 from ntkwatch.jacobian.structured.passes import Pass, run_pass
 from ntkwatch.jacobian.structured.planner import Planner
@@ -71,7 +72,7 @@ def plan(
         if forward is None:
             few = take(inputs, slice(0, 2))
             forward, _ = guess_forward(model, few, attempt_on_copies(model, few, kind))
-        function = ModelFunction(model, forward, dtype=kind)
+        function = function_of(model, forward, dtype=kind)
         reduction = resolve_outputs(outputs, function({}, inputs))
         try:
             side = _side(function, inputs, reduction, list(selected), budget)

@@ -14,6 +14,7 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.parameters import parameters_of
+from ntkwatch.jacobian.sharded import function_of
 
 __all__ = ["attempt_on_copies", "first_call"]
 
@@ -24,7 +25,7 @@ def attempt_on_copies(
     """Return how to try a way of calling the model without letting it write to the model."""
 
     def attempt(forward: ForwardFn) -> Any:
-        function = ModelFunction(model, forward, dtype=dtype)
+        function = function_of(model, forward, dtype=dtype)
         with torch.no_grad():
             return function(_copies(function), inputs)
 
@@ -46,6 +47,8 @@ def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[st
         ModelChangedError: If the forward pass changes a parameter.
         CoverageError: If it reads one that substitution does not reach.
     """
+    if not function.replaceable:  # it watches over its parameters itself, at each call
+        return function({}, inputs), []
     copies = _copies(function)
     versions = {name: copy._version for name, copy in copies.items()}
     # With gradients on, so that the outputs show whether they reach the model's own parameters.
@@ -63,6 +66,8 @@ def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[st
 
 
 def _copies(function: ModelFunction) -> Params:
+    if not function.replaceable:
+        return {}
     return {name: tensor.clone() for name, tensor in function.params.items()}
 
 

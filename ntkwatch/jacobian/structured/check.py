@@ -86,16 +86,17 @@ _TINY = 1e-300
 def _by_autograd(side: Pass, names: Sequence[str], cotangent: Tensor) -> dict[str, Tensor]:
     """Squared norms of the summed gradients."""
     tape = side.tape
-    leaves = [tape.leaves[name] for name in names]
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(
-        tape.outputs, leaves, cotangent * tape.scale, retain_graph=True, allow_unused=True
-    )
     found = {}
-    for name, gradient in zip(names, gradients, strict=True):
-        if gradient is None:
-            found[name] = torch.zeros((), dtype=torch.float64, device=cotangent.device)
-        else:
-            entries = real_entries(dense(gradient)).flatten()
-            size = torch.linalg.vector_norm(entries, dtype=widest_float(entries.device))
-            found[name] = (size / tape.scale).square()
+    for block in tape.function.blocks(names):
+        leaves = [tape.leaves[name] for name in block]
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(
+            tape.outputs, leaves, cotangent * tape.scale, retain_graph=True, allow_unused=True
+        )
+        for name, gradient in zip(block, gradients, strict=True):
+            if gradient is None:
+                found[name] = torch.zeros((), dtype=torch.float64, device=cotangent.device)
+            else:
+                entries = real_entries(dense(gradient)).flatten()
+                size = torch.linalg.vector_norm(entries, dtype=widest_float(entries.device))
+                found[name] = (size / tape.scale).square()
     return found

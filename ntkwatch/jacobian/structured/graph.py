@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["Edge", "Graph", "Unstructured", "dtype_of", "outputs_of", "shape_of"]
+__all__ = ["Edge", "Graph", "Unstructured", "below", "dtype_of", "outputs_of", "shape_of"]
 
 # Where values rather than shapes say which row goes where, another batch may go elsewhere.
 _ROUTING = ("Index", "Gather", "Scatter", "MaskedSelect", "MaskedScatter", "Take", "Sort", "Topk")
@@ -101,6 +101,18 @@ class Graph:
     def routes(self) -> bool:
         """Return whether values may decide which row goes where, as in routed experts."""
         return any(node.name().startswith(_ROUTING) for node in self.nodes)
+
+
+def below(root: Node) -> list[Node]:
+    """Return an operation and all that it depends on."""
+    found = {root: None}
+    waiting = [root]
+    while waiting:
+        for child, _ in waiting.pop().next_functions:
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
 
 
 def outputs_of(node: Node) -> list[Edge]:

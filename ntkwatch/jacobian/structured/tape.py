@@ -31,6 +31,7 @@ class Tape:
         buffers: Buffers to use instead of the model's.
 
     Attributes:
+        function: The model as a function.
         graph: The autograd graph.
         leaves: The parameters, as they entered the forward pass.
         outputs: (N, C).
@@ -55,9 +56,10 @@ class Tape:
             inputs = take(inputs, torch.zeros(2, dtype=torch.long, device=device))
         self.count = count_samples(inputs)
         self.rows, self._reduction = reduction.rows, reduction
-        self.leaves = function.leaf_params(list(names))
+        self.function = function
         with torch.enable_grad():
-            self.outputs = reduction.flatten(function(self.leaves, inputs, buffers))
+            outputs, self.leaves = function.trace(names, inputs, buffers)
+            self.outputs = reduction.flatten(outputs)
         if len(self.outputs) != self.count:
             raise Unstructured(f"{len(self.outputs)} rows of outputs for {self.count} samples")
         self.graph = Graph(self.outputs, self.leaves)
