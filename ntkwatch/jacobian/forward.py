@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ntkwatch.errors import ForwardError, OutputError
+from ntkwatch.errors import ForwardError, ModelChangedError, OutputError
 from ntkwatch.jacobian.inputs import Inputs, leaves
 
 __all__ = [
@@ -101,11 +101,14 @@ def guess_forward(
 
     Raises:
         ForwardError: If no way works, with what was tried and how each failed.
+        ModelChangedError: If a way works and changes the model.
     """
     tried: list[str] = []
     for call, words in _candidates(model, inputs):
         try:
             outputs_of(call(model, inputs) if attempt is None else attempt(call))
+        except ModelChangedError:
+            raise  # whichever way the model is called
         except Exception as error:
             tried.append(f"{words}: {type(error).__name__}: {first_line(error)}")
         else:

@@ -83,6 +83,7 @@ def check_sharding(
             f"{asked} holds gradients of all parameters at once, and those of {name} are sharded "
             "over processes because they are too many for one. Use engine='structured' or 'auto'."
         )
+    _check_dtype(model, dtype)
     others = {t.dtype for part in inputs for t in leaves(part) if t.is_floating_point()} - {dtype}
     if others:
         raise InputError(
@@ -96,6 +97,17 @@ def check_sharding(
         "looked at again in float64",
         name,
     )
+
+
+def _check_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            raise InputError(
+                f"the Jacobian is wanted in {dtype} and {name} of {type(model).__name__} is "
+                f"{parameter.dtype}; sharded parameters are used as they are, so nothing is cast. "
+                "Leave dtype= out and train in float32 or float64, or compute the kernel of a "
+                "saved checkpoint in one process."
+            )
 
 
 class ShardedFunction(ModelFunction):
@@ -118,19 +130,7 @@ class ShardedFunction(ModelFunction):
     def __init__(
         self, model: nn.Module, forward: ForwardFn | None = None, *, dtype: torch.dtype
     ) -> None:
-        wrong = {
-            name: p.dtype
-            for name, p in model.named_parameters()
-            if p.is_floating_point() and p.dtype != dtype
-        }
-        if wrong:
-            name, kind = next(iter(wrong.items()))
-            raise InputError(
-                f"the Jacobian is wanted in {dtype} and {name} of {type(model).__name__} is "
-                f"{kind}; sharded parameters are used as they are, so nothing is cast. Leave "
-                "dtype= out and train in float32 or float64, or compute the kernel of a saved "
-                "checkpoint in one process."
-            )
+        _check_dtype(model, dtype)
         super().__init__(model, forward, dtype=dtype)
         self._full_names = {
             self._slots[name]: name for name, _ in model.named_parameters() if name in self._slots
@@ -175,8 +175,8 @@ class ShardedFunction(ModelFunction):
             buffers: Buffers by clean name.
 
         Returns:
-            The outputs, and the leaves of their graph by name; one that was not gathered, because
-            its module did not run, is given as its shard.
+            The outputs, and the leaves of their graph by name; for one whose module did not run,
+            and so gathered nothing, a leaf that nothing depends on.
 
         Raises:
             CoverageError: If the graph holds a parameter that no forward pass of a module gathered.
@@ -186,9 +186,9 @@ class ShardedFunction(ModelFunction):
         for name, leaf in live.items():
             if leaf.dtype != self.params[name].dtype:
                 raise CoverageError(
-                    f"FSDP casts {name} to {leaf.dtype} (MixedPrecisionPolicy), and rounding to "
-                    "half precision would pass for drift. Compute the kernel of a saved checkpoint "
-                    "in one process instead."
+                    f"FSDP casts {name} to {leaf.dtype} (MixedPrecisionPolicy), and the rounding "
+                    "would pass for drift. Compute the kernel of a saved checkpoint in one process "
+                    "instead."
                 )
         known = {id(leaf) for leaf in live.values()}
         variables = [getattr(n, "variable", None) for n in Graph(outputs, {}).nodes]
@@ -200,7 +200,17 @@ class ShardedFunction(ModelFunction):
                 "is not known which they are. Are they sharded in another way too, or used by a "
                 "method other than forward?"
             )
-        return outputs, {name: live.get(name, self.params[name]) for name in names}
+        return outputs, {name: live.get(name, self._unused(name)) for name in names}
+
+    def _unused(self, name: str) -> Tensor:
+        """A leaf of the right shape that nothing depends on, and that takes no memory."""
+        like = self.params[name]
+        return (
+            torch.zeros((), dtype=like.dtype, device=like.device)
+            .expand(like.shape)
+            .detach()
+            .requires_grad_()
+        )
 
     def _recorded(
         self, inputs: Inputs, buffers: Mapping[str, Tensor] | None
