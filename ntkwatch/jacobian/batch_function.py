@@ -19,7 +19,11 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, count_samples
 from ntkwatch.jacobian.outputs import OutputsSpec
-from ntkwatch.jacobian.parameters import check_finite_parameters, select_parameters
+from ntkwatch.jacobian.parameters import (
+    check_finite_parameters,
+    select_parameters,
+    unwrapped,
+)
 from ntkwatch.jacobian.problem import Problem, prepare
 from ntkwatch.jacobian.undisturbed import undisturbed
 
@@ -56,6 +60,7 @@ def batch_problem(
     """
     check_choice("batchnorm", batchnorm, ("running", "probe", "batch"))
     count_samples(inputs)
+    model = unwrapped(model)
     selected = select_parameters(model, params)
     check_finite_parameters(selected)
     moving = moving_batchnorms(model)
