@@ -48,7 +48,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = inner = inner.module
         else:
-            inner = inner._modules.get("_orig_mod")
+            inner = getattr(inner, "_orig_mod", None)
     return model
 
 
