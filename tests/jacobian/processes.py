@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,7 +19,10 @@ _SECONDS = 240
 def join(rank, folder):
     """Make this process one of the two."""
     store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    patience = timedelta(seconds=_SECONDS / 4)
+    torch.distributed.init_process_group(
+        "gloo", store=store, rank=rank, world_size=2, timeout=patience
+    )
 
 
 def results_of(module, folder):

@@ -7,6 +7,8 @@ given to the wrong sample show.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -84,19 +86,25 @@ _TINY = 1e-300
 
 
 def _by_autograd(side: Pass, names: Sequence[str], cotangent: Tensor) -> dict[str, Tensor]:
-    """Squared norms of the summed gradients."""
+    """Squared norms of the summed gradients, each dropped as soon as it is measured."""
     tape = side.tape
-    found = {}
-    for block in tape.function.blocks(names):
-        leaves = [tape.leaves[name] for name in block]
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(
+    wide = widest_float(cotangent.device)
+    found = dict.fromkeys(names, torch.zeros((), dtype=wide, device=cotangent.device))
+
+    def measure(name: str, gradient: Tensor) -> Tensor:
+        entries = real_entries(dense(gradient)).flatten()
+        found[name] = (torch.linalg.vector_norm(entries, dtype=wide) / tape.scale).square()
+        if gradient.layout is not torch.strided:
+            return gradient
+        # All gradients together are as large as the model; this one takes no memory.
+        return torch.zeros((), dtype=gradient.dtype, device=gradient.device).expand(gradient.shape)
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = tape.leaves[name].register_hook(partial(measure, name))
+            stack.callback(handle.remove)
+        leaves = [tape.leaves[name] for name in names]
+        torch.autograd.grad(
             tape.outputs, leaves, cotangent * tape.scale, retain_graph=True, allow_unused=True
         )
-        for name, gradient in zip(block, gradients, strict=True):
-            if gradient is None:
-                found[name] = torch.zeros((), dtype=torch.float64, device=cotangent.device)
-            else:
-                entries = real_entries(dense(gradient)).flatten()
-                size = torch.linalg.vector_norm(entries, dtype=widest_float(entries.device))
-                found[name] = (size / tape.scale).square()
     return found

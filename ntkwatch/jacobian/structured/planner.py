@@ -13,6 +13,8 @@ from ntkwatch.jacobian.structured.passes import Pass
 
 __all__ = ["Group", "Planner"]
 
+_SCRATCH = 3 * 2**22  # bytes: intermediates of a contraction are kept to the size of a cache
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
@@ -122,23 +124,40 @@ class Planner:
             each = sum(bundle.length * bundle.width for bundle, _ in pairs)
         return self.samples * self.rows * each * self.itemsize
 
+    def _working(self, name: str) -> int:
+        """Memory while a parameter is contracted: cotangents side by side, unfolded activations."""
+        need = _SCRATCH
+        for bundle, _ in self._bundles[name]:
+            if self.rows > 1:
+                need += self.samples * self.rows * bundle.length * bundle.width * self.itemsize
+            if bundle.copies:
+                need += self.samples * bundle.length * bundle.depth * self.itemsize
+        return need
+
     def _grouped(self, names: list[str]) -> list[Group]:
+        """From the outputs down, so that most groups' passes need not go to the bottom."""
+        number = self.left.tape.graph.number
+        names = sorted(
+            names,
+            key=lambda name: max(number[e.node] for e in self.left.parameters[name].edges),
+        )
         groups: list[list[str]] = []
-        held = 0
+        held = work = 0
         for name in names:
-            need = self._bytes(name)
-            if groups and held + need <= self.budget // 2:
+            need, working = self._bytes(name), self._working(name)
+            if groups and held + need + max(work, working) <= self.budget:
                 groups[-1].append(name)
-                held += need
+                held, work = held + need, max(work, working)
             else:
                 groups.append([name])
-                held = need
+                held, work = need, working
         return [self._group(group) for group in groups]
 
     def _group(self, names: list[str]) -> Group:
         """Directions in blocks, if all of them are too many even for one parameter."""
-        need = max(1, sum(self._bytes(name) for name in names))
-        fit = self.budget // 2 * self.rows // need
+        need = sum(self._bytes(name) for name in names)
+        need += max(self._working(name) for name in names) - _SCRATCH
+        fit = max(0, self.budget - _SCRATCH) * self.rows // max(1, need)
         # Between two blocks of directions both are held.
         step = self.rows if fit >= self.rows else max(1, fit // (2 if self.full else 1))
         blocks = tuple(
