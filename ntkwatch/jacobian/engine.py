@@ -21,7 +21,7 @@ from ntkwatch.jacobian.parameters import (
     unwrapped,
 )
 from ntkwatch.jacobian.problem import Problem, prepare
-from ntkwatch.jacobian.sharded import check_sharding
+from ntkwatch.jacobian.sharding_check import check_sharding
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.kernel.gram import check_finite

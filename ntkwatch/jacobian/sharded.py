@@ -5,7 +5,6 @@ the weights. What is differentiated are the gathered parameters themselves, as t
 reads them. Every process makes the same calls with the same inputs.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from ntkwatch.errors import CoverageError, InputError, ModelChangedError
+from ntkwatch.errors import CoverageError, ModelChangedError
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs, leaves
+from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.sharding_check import check_one_dtype
 from ntkwatch.jacobian.shards import (
     gathered_by,
     is_shard,
@@ -27,9 +27,7 @@ from ntkwatch.jacobian.shards import (
 )
 from ntkwatch.jacobian.structured.graph import Graph, Unstructured
 
-__all__ = ["ShardedFunction", "check_sharding", "function_of"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["ShardedFunction", "function_of"]
 
 
 def function_of(
@@ -47,67 +45,6 @@ def function_of(
     """
     kind = ShardedFunction if sharding_modules(model) else ModelFunction
     return kind(model, forward, dtype=dtype)
-
-
-def check_sharding(
-    model: nn.Module, inputs: Sequence[Inputs], *, engine: str, batchnorm: str, dtype: torch.dtype
-) -> None:
-    """Refuse a sharded model where it cannot be measured, or not as asked; say what is left out.
-
-    Args:
-        model: Any model; one that is held whole passes.
-        inputs: All samples.
-        engine: Setting of ``empirical_ntk``.
-        batchnorm: The same.
-        dtype: Of the Jacobian.
-
-    Raises:
-        CoverageError: If its kind of sharding, or the engine asked for, will not do.
-        InputError: If something would have to be cast.
-    """
-    sharded = [name for name, p in model.named_parameters() if is_shard(p)]
-    old = [m for m in model.modules() if type(m).__name__ == "FullyShardedDataParallel"]
-    name = type(model).__name__
-    if old or (sharded and not sharding_modules(model)):
-        raise CoverageError(
-            f"the parameters of {name} are spread over processes by "
-            f"{'FSDP1' if old else 'tensor parallelism'}, and only the whole of a parameter has a "
-            "kernel. Shard the model by torch.distributed.fsdp.fully_shard, or compute kernels of "
-            "saved checkpoints in one process."
-        )
-    if not sharding_modules(model):
-        return
-    if engine in ("vmap", "loop") or batchnorm == "batch":
-        asked = f"engine={engine!r}" if batchnorm != "batch" else "batchnorm='batch'"
-        raise CoverageError(
-            f"{asked} holds gradients of all parameters at once, and those of {name} are sharded "
-            "over processes because they are too many for one. Use engine='structured' or 'auto'."
-        )
-    _check_dtype(model, dtype)
-    others = {t.dtype for part in inputs for t in leaves(part) if t.is_floating_point()} - {dtype}
-    if others:
-        raise InputError(
-            f"the inputs are {', '.join(sorted(map(str, others)))} and the parameters of {name} "
-            f"{dtype}; sharded parameters are used as they are, so nothing is cast. Give inputs "
-            "of the parameters' dtype."
-        )
-    _log.info(
-        "the parameters of %s are sharded: whether samples are independent is looked at with the "
-        "present weights (elsewhere with weights a few percent off), and doubtful gaps are not "
-        "looked at again in float64",
-        name,
-    )
-
-
-def _check_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != dtype:
-            raise InputError(
-                f"the Jacobian is wanted in {dtype} and {name} of {type(model).__name__} is "
-                f"{parameter.dtype}; sharded parameters are used as they are, so nothing is cast. "
-                "Leave dtype= out and train in float32 or float64, or compute the kernel of a "
-                "saved checkpoint in one process."
-            )
 
 
 class ShardedFunction(ModelFunction):
@@ -130,7 +67,7 @@ class ShardedFunction(ModelFunction):
     def __init__(
         self, model: nn.Module, forward: ForwardFn | None = None, *, dtype: torch.dtype
     ) -> None:
-        _check_dtype(model, dtype)
+        check_one_dtype(model, dtype)
         super().__init__(model, forward, dtype=dtype)
         self._full_names = {
             self._slots[name]: name for name, _ in model.named_parameters() if name in self._slots

@@ -56,6 +56,17 @@ def over_processes(numbers: Tensor, parameters: Mapping[str, Any]) -> Tensor:
     return numbers
 
 
+def same_everywhere(number: int, parameters: Mapping[str, Any]) -> bool:
+    """Return whether all processes that share some parameters give the same number."""
+    parts = [p for p in parameters.values() if is_shard(p)]
+    extremes = torch.tensor([number, -number], device=parts[0].device if parts else None)
+    for mesh in dict.fromkeys(p.device_mesh for p in parts):
+        for axis in range(mesh.ndim):
+            largest = torch.distributed.ReduceOp.MAX
+            torch.distributed.all_reduce(extremes, largest, group=mesh.get_group(axis))
+    return extremes.tolist() == [number, -number]
+
+
 def gathered_by(model: nn.Module, name: str) -> tuple[str, Any]:
     """Return the module whose forward pass gathers a parameter, with its name; None if none does.
 
@@ -78,10 +89,15 @@ def reshard(model: nn.Module) -> None:
 
 def recover(model: nn.Module) -> None:
     """Bring FSDP back to rest after a forward pass that was cut short by an exception."""
+    groups = [group for m in sharding_modules(model).values() for group in _groups(m)]
+    partial = [getattr(group, "_partial_reduce_output", None) for group in groups]
     for module in _outermost(model):
         # Older versions of torch have no way back: a run that meets such an exception is over.
         if hasattr(module, "reset_iter_state"):
             module.reset_iter_state()
+    # It gives up the gradients that the training has gathered so far, which are not at fault.
+    for group, output in zip(groups, partial, strict=True):
+        group._partial_reduce_output = output
 
 
 @contextmanager

@@ -10,9 +10,13 @@ import warnings
 from pathlib import Path
 
 import torch
+from jacobian.models import Counter
 from jacobian.processes import join
+from jacobian.sharded_models import MODELS, ByMethod, Centred, Encoder, Writes, build
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
@@ -20,72 +24,10 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.nn import functional
-from torch.nn.utils import parametrizations
 
 from ntkwatch.errors import NtkwatchError
+from ntkwatch.jacobian.cost import plan
 from ntkwatch.jacobian.engine import empirical_ntk
-
-__all__ = ["MODELS", "build"]
-
-
-class Perceptron(nn.Module):
-    """Two blocks and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 5)])
-        self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(5, 3)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = self.drop(torch.tanh(block(x)))
-        return self.head(x)
-
-
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
-        self.up, self.down = nn.Linear(width, 7), nn.Linear(7, width)
-        self.drop = nn.Dropout(0.1)
-
-    def forward(self, x):
-        h = self.before(x)
-        x = x + self.attention(h, h, h, need_weights=False)[0]
-        return x + self.drop(self.down(functional.gelu(self.up(self.between(x)))))
-
-
-class Transformer(nn.Module):
-    """Convolution, group norm, positions, attention, a bare scale, a tied and a derived weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.patch, self.norm = nn.Conv2d(2, 6, 2, 2), nn.GroupNorm(2, 6)
-        self.positions = nn.Parameter(torch.randn(1, 4, 6) / 10)
-        self.scale = nn.Parameter(torch.rand(6) + 0.5)
-        self.blocks = nn.ModuleList([Block(6), Block(6)])
-        self.mix, self.mixed_again = nn.Linear(6, 6), nn.Linear(6, 6)
-        self.mixed_again.weight = self.mix.weight
-        self.head = parametrizations.weight_norm(nn.Linear(6, 3))
-
-    def forward(self, x):
-        x = self.norm(self.patch(x)).flatten(2).mT + self.positions
-        for block in self.blocks:
-            x = block(x)
-        x = self.mixed_again(torch.tanh(self.mix(x * self.scale)))
-        return self.head(x.mean(dim=1))
-
-
-MODELS = {"perceptron": (Perceptron, (4,)), "transformer": (Transformer, (2, 4, 4))}
-
-
-def build(kind, n=5, dtype=torch.float64):
-    """A model held whole and its samples, the same in every process."""
-    torch.manual_seed(3)
-    make, shape = MODELS[kind]
-    return make().to(dtype), torch.randn(n, *shape, dtype=dtype)
 
 
 def _shard(model, reshard=True, **options):
@@ -250,31 +192,6 @@ def _most_gathered():
 # What is refused. ---------------------------------------------------------------------------------
 
 
-class Centred(Perceptron):
-    def forward(self, x):
-        x = super().forward(x)
-        return x - x.mean(dim=0)
-
-
-class Writes(Perceptron):
-    def forward(self, x):
-        with torch.no_grad():
-            self.head.weight.mul_(0.5)
-        return super().forward(x)
-
-
-class ByMethod(Perceptron):
-    def forward(self, x):
-        for block in self.blocks:
-            x = block.encode(x)
-        return self.head(x)
-
-
-class Encoder(nn.Linear):
-    def encode(self, x):
-        return torch.tanh(functional.linear(x, self.weight, self.bias))
-
-
 def _refusals():
     found = {}
     model, x = build("perceptron")
@@ -284,6 +201,10 @@ def _refusals():
     found["batch statistics"] = _refusal(lambda: empirical_ntk(model, x, batchnorm="batch"))
     found["dtype"] = _refusal(lambda: empirical_ntk(model, x.float(), dtype=torch.float32))
     found["inputs"] = _refusal(lambda: empirical_ntk(model, x.float()))
+    own = x + torch.distributed.get_rank()
+    found["own inputs"] = _refusal(lambda: empirical_ntk(model, own))
+    fewer = x[torch.distributed.get_rank() :]
+    found["own number"] = _refusal(lambda: empirical_ntk(model, x, other=fewer))
     half = _shard(build("perceptron", dtype=torch.bfloat16)[0])
     found["half"] = _refusal(lambda: empirical_ntk(half, x.float()))
     mixed = _shard(build("perceptron")[0], mp_policy=MixedPrecisionPolicy(torch.float32))
@@ -316,22 +237,23 @@ def _not_a_number():
     return _refusal(lambda: empirical_ntk(model, x))
 
 
-def _after_a_failure():
-    """A forward pass that fails between two steps, and the weights after the second step."""
+def _after_a_failure(kind):
+    """A measurement that fails between two steps, and the weights after the second step."""
     found = []
-    too_short = torch.randn(5, 3, dtype=torch.float64)
     for failing in (True, False):
         model, x = build("perceptron")
-        model = _shard(model).eval()
+        policy = MixedPrecisionPolicy(torch.float32 if kind == "refused" else None)
+        model = _shard(model, reshard=False, mp_policy=policy).eval()
+        wrong = x[:, :3] if kind == "forward pass" else x
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in range(2):
             if failing and step == 1:
-                wrong = _refusal(lambda model=model: empirical_ntk(model, too_short))
+                error = _refusal(lambda model=model, wrong=wrong: empirical_ntk(model, wrong))
             model(x).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
         found.append(_whole(model))
-    return wrong, *found
+    return error, *found
 
 
 def _a_part_first():
@@ -344,14 +266,70 @@ def _a_part_first():
         return kernel.matrix, float((model(x) - whole.eval()(x)).abs().max())
 
 
-def _partly_sharded():
-    """One block is sharded and the rest is held whole."""
-    model, x = build("transformer")
-    fully_shard(model.blocks[0])
-    kernel = empirical_ntk(model, x, engine="structured")
-    assert isinstance(model.blocks[0], FSDPModule)
-    assert not isinstance(model, FSDPModule)
-    return kernel.matrix
+def _ways_to_shard():
+    """One model, sharded in whole or in part, in groups, on meshes, with offloading."""
+    for way in ("part", "groups", "mesh 1 x 2", "mesh 2 x 1", "offload"):
+        model, x = build("transformer")
+        if way == "part":
+            fully_shard(model.blocks[0])
+        elif way == "groups":
+            fully_shard([model.patch, model.norm])
+            fully_shard([model.mix, model.mixed_again, model.head])
+            fully_shard(model)
+        elif way == "offload":
+            _shard(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
+        else:
+            shape = (1, 2) if way == "mesh 1 x 2" else (2, 1)
+            _shard(model, mesh=init_device_mesh("cpu", shape, mesh_dim_names=("copies", "shards")))
+        yield way, empirical_ntk(model, x, engine="structured").matrix
+
+
+def _compiled():
+    """Runs of the compiled graphs before, through and after a measurement, for two ways."""
+    for way in ("wrapped", "in place"):
+        model, x = build("transformer")
+        model.eval()
+        counter = Counter()
+        for i, block in enumerate(model.blocks):
+            if way == "wrapped":
+                model.blocks[i] = torch.compile(block, backend=counter)
+            else:
+                block.compile(backend=counter)
+        _shard(model)
+        runs = []
+        for measured in (False, False, True):
+            model(x).sum().backward()
+            runs.append(counter.runs)
+            if measured:
+                kernel = empirical_ntk(model, x, engine="structured")
+                runs.append(counter.runs)
+        model(x).sum().backward()
+        yield way, (kernel.matrix, list(kernel.coverage), [*runs, counter.runs])
+
+
+def _others():
+    """Kernels and plans that need no process apart from those of the same model held whole."""
+    found = {}
+    for whole in (True, False):
+
+        def made(kind, dtype=torch.float64, whole=whole):
+            model, x = build(kind, dtype)
+            return (model if whole else _shard(model)), x
+
+        model, x = made("perceptron")
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name.startswith("head"):
+                    p.zero_()
+        normed, y = made("normed")
+        found[whole] = {
+            "zero head": empirical_ntk(model, x).matrix,
+            "float32": empirical_ntk(*made("transformer", torch.float32)).matrix,
+            "running": empirical_ntk(normed, y).matrix,
+            "probe": empirical_ntk(normed, y, batchnorm="probe").matrix,
+            "plan": str(plan(*made("transformer"))),
+        }
+    return found
 
 
 CASES = {
@@ -362,9 +340,11 @@ CASES = {
     "refusals": _refusals,
     "unseen": _unseen,
     "not a number": _not_a_number,
-    "after a failure": _after_a_failure,
+    "after a failure": lambda: [_after_a_failure(kind) for kind in ("forward pass", "refused")],
     "a part first": _a_part_first,
-    "partly sharded": _partly_sharded,
+    "ways": lambda: dict(_ways_to_shard()),
+    "compiled": lambda: dict(_compiled()),
+    "others": _others,
 }
 
 

@@ -7,29 +7,13 @@ import copy
 
 import pytest
 import torch
-from jacobian.models import MLP, gap
+from jacobian.models import MLP, Counter, gap
 from torch import nn
 
 from ntkwatch.jacobian.engine import empirical_ntk
 from ntkwatch.jacobian.parameters import clean_name, layer_of
 
 from oracles import dense_ntk
-
-
-class Counter:
-    """A backend that runs graphs as they are, and counts."""
-
-    def __init__(self):
-        self.graphs = self.runs = 0
-
-    def __call__(self, graph, _examples):
-        self.graphs += 1
-
-        def run(*args):
-            self.runs += 1
-            return graph.forward(*args)
-
-        return run
 
 
 def _classes():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from jacobian.models import gap
 from jacobian.processes import results_of
-from jacobian.sharded_worker import MODELS, build
+from jacobian.sharded_models import MODELS, build
 
 from ntkwatch.jacobian.parameters import layer_of
 
@@ -70,9 +70,34 @@ def test_the_layers_of_a_sharded_model_are_those_of_the_whole_one(both, exact, k
         assert gap(found[layer], part) < 1e-12, layer
 
 
-def test_a_model_of_which_a_part_is_sharded_has_the_same_kernel(both, exact):
+@pytest.mark.parametrize("way", ["part", "groups", "mesh 1 x 2", "mesh 2 x 1", "offload"])
+def test_a_model_has_the_same_kernel_however_it_is_sharded(both, exact, way):
     for saved in both:
-        assert gap(saved["partly sharded"], _expected(exact["transformer"], "full")) < 1e-12
+        assert gap(saved["ways"][way], _expected(exact["transformer"], "full")) < 1e-12
+
+
+@pytest.mark.parametrize("way", ["wrapped", "in place"])
+def test_compiled_blocks_stay_compiled_and_their_kernel_is_exact(both, exact, way):
+    for saved in both:
+        matrix, names, (first, second, third, measured, after) = saved["compiled"][way]
+        assert gap(matrix, _expected(exact["transformer"], "full")) < 1e-12
+        assert names == list(exact["transformer"])
+        assert first == 2
+        assert (second, third, measured, after) == (4, 6, 6, 8)
+
+
+@pytest.mark.parametrize(
+    ("what", "allowed"),
+    [("zero head", 1e-12), ("running", 1e-12), ("probe", 1e-12), ("float32", 1e-5)],
+)
+def test_every_kind_of_kernel_is_that_of_the_model_held_whole(both, what, allowed):
+    for saved in both:
+        assert gap(saved["others"][False][what], saved["others"][True][what]) < allowed
+
+
+def test_the_plan_of_a_sharded_model_is_that_of_the_model_held_whole(both):
+    for saved in both:
+        assert saved["others"][False]["plan"] == saved["others"][True]["plan"]
 
 
 def test_a_measurement_leaves_shards_gradients_hooks_and_modes_as_found(both):
@@ -103,6 +128,8 @@ def test_no_more_is_gathered_at_once_than_in_a_training_step(both):
         ("batch statistics", "CoverageError", "batchnorm='batch' holds gradients of all"),
         ("dtype", "InputError", "the Jacobian is wanted in torch.float32 and blocks.0.weight"),
         ("inputs", "InputError", "the inputs are torch.float32 and the parameters"),
+        ("own inputs", "InputError", "were given different inputs"),
+        ("own number", "InputError", "were given different inputs"),
         ("half", "InputError", "is torch.bfloat16; sharded parameters are used as they are"),
         ("mixed precision", "CoverageError", r"to torch.float32 (MixedPrecisionPolicy)"),
         ("Centred", "SampleCouplingError", "mixes samples"),
@@ -130,11 +157,13 @@ def test_every_process_stops_where_the_shard_of_one_is_not_a_number(both):
         assert "(head.weight)" in message
 
 
-def test_training_goes_on_after_a_forward_pass_that_failed(both):
+def test_training_goes_on_bit_for_bit_after_a_measurement_that_failed(both):
     for saved in both:
-        (kind, _), failed, alone = saved["after a failure"]
-        assert kind == "ForwardError"
-        assert all(torch.equal(failed[name], alone[name]) for name in alone)
+        kinds = []
+        for (kind, _), failed, alone in saved["after a failure"]:
+            kinds.append(kind)
+            assert all(torch.equal(failed[name], alone[name]) for name in alone)
+        assert kinds == ["ForwardError", "CoverageError"]
 
 
 def test_a_part_that_is_measured_first_does_not_become_the_root(both):
