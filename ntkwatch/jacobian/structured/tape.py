@@ -14,6 +14,7 @@ from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, count_samples, take
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.structured.graph import Edge, Graph, Unstructured
+from ntkwatch.jacobian.write_guard import WriteGuard
 
 __all__ = ["Tape"]
 
@@ -57,7 +58,9 @@ class Tape:
         self.count = count_samples(inputs)
         self.rows, self._reduction = reduction.rows, reduction
         self.function = function
-        with torch.enable_grad():
+        # What a first look found harmless may still do harm later: a forward pass that is about to
+        # write to the model's own weights is stopped.
+        with torch.enable_grad(), WriteGuard(function.borrowed()):
             outputs, self.leaves = function.trace(names, inputs, buffers)
             self.outputs = reduction.flatten(outputs)
         if len(self.outputs) != self.count:
