@@ -172,8 +172,9 @@ class Problem:
         outputs, leaves = self.function.trace(smooth, first, self.buffers)
         used = outputs.requires_grad and any(
             gradient is not None
+            for block in self.function.blocks([n for n in smooth if leaves[n].requires_grad])
             for gradient in torch.autograd.grad(
-                outputs.sum(), list(leaves.values()), allow_unused=True
+                outputs.sum(), [leaves[n] for n in block], allow_unused=True, retain_graph=True
             )
         )
         if not used:

@@ -205,6 +205,9 @@ def _refusals():
     found["own inputs"] = _refusal(lambda: empirical_ntk(model, own))
     fewer = x[torch.distributed.get_rank() :]
     found["own number"] = _refusal(lambda: empirical_ntk(model, x, other=fewer))
+    found["detached"] = _refusal(
+        lambda: empirical_ntk(model, x, forward=lambda m, x: m(x).detach())
+    )
     half = _shard(build("perceptron", dtype=torch.bfloat16)[0])
     found["half"] = _refusal(lambda: empirical_ntk(half, x.float()))
     mixed = _shard(build("perceptron")[0], mp_policy=MixedPrecisionPolicy(torch.float32))
@@ -322,8 +325,13 @@ def _others():
                 if name.startswith("head"):
                     p.zero_()
         normed, y = made("normed")
+        frozen, z = made("transformer")
+        frozen.patch.requires_grad_(False)
+        frozen.blocks[0].up.requires_grad_(False)
         found[whole] = {
             "zero head": empirical_ntk(model, x).matrix,
+            "frozen": empirical_ntk(frozen, z).matrix,
+            "zeros": empirical_ntk(frozen, z, forward=lambda m, x: m(x) * 0).matrix,
             "float32": empirical_ntk(*made("transformer", torch.float32)).matrix,
             "running": empirical_ntk(normed, y).matrix,
             "probe": empirical_ntk(normed, y, batchnorm="probe").matrix,

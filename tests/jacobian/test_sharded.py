@@ -88,11 +88,25 @@ def test_compiled_blocks_stay_compiled_and_their_kernel_is_exact(both, exact, wa
 
 @pytest.mark.parametrize(
     ("what", "allowed"),
-    [("zero head", 1e-12), ("running", 1e-12), ("probe", 1e-12), ("float32", 1e-5)],
+    [
+        ("zero head", 1e-12),
+        ("running", 1e-12),
+        ("probe", 1e-12),
+        ("frozen", 1e-12),
+        ("float32", 1e-5),
+    ],
 )
 def test_every_kind_of_kernel_is_that_of_the_model_held_whole(both, what, allowed):
     for saved in both:
         assert gap(saved["others"][False][what], saved["others"][True][what]) < allowed
+
+
+def test_a_kernel_of_zeros_is_told_from_a_model_that_is_not_connected(both):
+    for saved in both:
+        assert not saved["others"][False]["zeros"].any()
+        kind, message = saved["refusals"]["detached"]
+        assert kind == "OutputError"
+        assert "do not depend on any of its parameters" in message
 
 
 def test_the_plan_of_a_sharded_model_is_that_of_the_model_held_whole(both):
