@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["Edge", "Graph", "Unstructured", "dtype_of", "outputs_of", "shape_of"]
+__all__ = ["Edge", "Graph", "Unstructured", "below", "dtype_of", "outputs_of", "shape_of"]
 
 
 class Unstructured(Exception):  # noqa: N818 - not for users: it asks for another engine
@@ -94,6 +94,18 @@ class Graph:
             shapes = tuple(shape_of(edge) for edge in outputs_of(node))
             parts.append((node.name(), below, shapes))
         return hash(tuple(parts))
+
+
+def below(root: Node) -> list[Node]:
+    """Return an operation and all that it depends on."""
+    found = {root: None}
+    waiting = [root]
+    while waiting:
+        for child, _ in waiting.pop().next_functions:
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
 
 
 def outputs_of(node: Node) -> list[Edge]:

@@ -32,6 +32,7 @@ class Tape:
         buffers: Buffers to use instead of the model's.
 
     Attributes:
+        function: The model as a function.
         graph: The autograd graph.
         leaves: The parameters, as they entered the forward pass.
         outputs: (N, C).
@@ -58,11 +59,12 @@ class Tape:
         self.count = count_samples(inputs)
         self.fingerprint = fingerprint(inputs)
         self.rows, self._reduction = reduction.rows, reduction
-        self.leaves = function.leaf_params(list(names))
+        self.function = function
         # What a first look found harmless may still do harm later: a forward pass that is about to
         # write to the model's own weights is stopped.
         with torch.enable_grad(), WriteGuard(function.borrowed()):
-            self.outputs = reduction.flatten(function(self.leaves, inputs, buffers))
+            outputs, self.leaves = function.trace(names, inputs, buffers)
+            self.outputs = reduction.flatten(outputs)
         if len(self.outputs) != self.count:
             raise Unstructured(f"{len(self.outputs)} rows of outputs for {self.count} samples")
         self.graph = Graph(self.outputs, self.leaves)
