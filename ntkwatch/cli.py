@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ntkwatch.commands.compare import compare
 from ntkwatch.commands.demo import demo
 from ntkwatch.commands.report import GATE, report
 from ntkwatch.errors import NtkwatchError
@@ -41,10 +42,11 @@ def cli() -> None:
     Examples:
       ntkwatch demo
       ntkwatch report lightning_logs/version_0
+      ntkwatch compare lightning_logs/version_0 lightning_logs/version_1
 
     Exit codes: 0 fine, 1 error, 2 wrong usage, 3 --fail-on matched, 130 interrupted.
     """
 
 
-for command in (demo, report):
+for command in (demo, report, compare):
     cli.add_command(command)
