@@ -16,7 +16,7 @@ from ntkwatch.jacobian.forward import ForwardFn, call_with_inputs, outputs_of
 from ntkwatch.jacobian.inputs import Inputs, map_inputs, ordinary, to_dtype
 from ntkwatch.jacobian.parameters import clean_name, parameters_of
 
-__all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries"]
+__all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries", "real_size"]
 
 Params = dict[str, Tensor]
 
@@ -144,6 +144,11 @@ def jacobian_dtype(parameters: Mapping[str, Tensor], wanted: torch.dtype | None)
 def real_entries(tensor: Tensor) -> Tensor:
     """Return a complex tensor as pairs of real and imaginary parts; a real one as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def real_size(tensor: Tensor) -> int:
+    """Return how many real numbers a tensor holds; a complex one counts twice."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
 def _slots(model: nn.Module) -> dict[str, str]:
