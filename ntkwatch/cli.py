@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ntkwatch.commands.check import check
 from ntkwatch.commands.compare import compare
 from ntkwatch.commands.demo import demo
 from ntkwatch.commands.report import GATE, report
@@ -43,10 +44,11 @@ def cli() -> None:
       ntkwatch demo
       ntkwatch report lightning_logs/version_0
       ntkwatch compare lightning_logs/version_0 lightning_logs/version_1
+      ntkwatch check pkg.mod:Net --data pkg.mod:Data
 
     Exit codes: 0 fine, 1 error, 2 wrong usage, 3 --fail-on matched, 130 interrupted.
     """
 
 
-for command in (demo, report, compare):
+for command in (demo, report, compare, check):
     cli.add_command(command)
