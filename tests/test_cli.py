@@ -166,10 +166,12 @@ def test_every_command_and_every_option_has_help():
                 assert parameter.help, (name, parameter.name)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["demo", "--help"]])
-def test_help_is_a_result(arguments, capsys):
-    assert main(arguments) == 0
-    assert "Usage: ntkwatch" in capsys.readouterr().out
+@pytest.mark.parametrize("arguments", [[], *[[name] for name in sorted(cli.commands)]])
+def test_help_is_a_result_with_an_example(arguments, capsys):
+    assert main([*arguments, "--help"]) == 0
+    output = capsys.readouterr().out
+    assert "Usage: ntkwatch" in output
+    assert " ".join(["Examples:\n  ntkwatch", *arguments]) in output.replace("\n    ", "\n  ")
 
 
 def test_the_version_is_printed(capsys):
