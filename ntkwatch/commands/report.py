@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,7 @@ def _measured(
         about=about,
     )
     tracker = {**kernel_settings(outputs, params, memory_budget), "batchnorm": batchnorm}
-    ((most, _),) = Counter(path.parent for path in files).most_common(1)
-    target = most / "ntk" if folder is None else folder
+    target = _home(files) / "ntk" if folder is None else folder
     # Beside the probe lies the reference of the run that it was drawn for.
     beside = None if probe_file is None else RunFiles(Path(probe_file).parent)
     with click.progressbar(
@@ -223,6 +222,12 @@ def _measured(
         )
     click.echo(f"Measurements are in {written.folder}", err=True)
     return history, f"{model_name} in {places[0]}"
+
+
+def _home(files: Sequence[Path]) -> Path:
+    """The folder that most files are in; above them, where each has one of its own."""
+    ((most, count),) = Counter(path.parent for path in files).most_common(1)
+    return most if count > 1 or len(files) == 1 else most.parent
 
 
 def _renderer(form: str, *, colour: bool) -> Callable[..., str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -86,7 +86,10 @@ def in_order(paths: Sequence[Path], *, trust: bool = False, weights: Weights = "
     skipped: list[Skipped] = []
     for path in paths:
         try:
-            read.append(read_checkpoint(path, trust=trust, weights=weights))
+            found = read_checkpoint(path, trust=trust, weights=weights)
+            # Of however many files there are, the weights of one at a time are in memory.
+            read.append(replace(found, tensors={}))
+            del found
         except CheckpointError as error:
             skipped.append(Skipped(path, number_in_name(path, "step"), str(error), True))
     if not read:

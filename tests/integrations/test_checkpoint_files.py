@@ -8,6 +8,7 @@ import pickle
 import random
 import resource
 import time
+import weakref
 import zipfile
 from collections import OrderedDict
 from contextlib import suppress
@@ -18,8 +19,10 @@ from integrations.plain_training import Net
 from pytorch_lightning.utilities.parsing import AttributeDict
 from safetensors.torch import save_file
 
+from ntkwatch import read_history
 from ntkwatch.__main__ import main
 from ntkwatch.errors import CheckpointError
+from ntkwatch.integrations import checkpoint_series
 from ntkwatch.integrations.checkpoint_files import (
     find_checkpoints,
     number_in_name,
@@ -229,3 +232,40 @@ def test_folders_without_checkpoints_and_sharded_ones_are_refused(tmp_path):
     (tmp_path / "x.ckpt" / ".metadata").write_text("")
     with pytest.raises(CheckpointError, match=r"cut into shards.*dcp_to_torch"):
         find_checkpoints([tmp_path])
+
+
+def test_of_two_files_of_one_step_the_one_named_for_it_is_used(tmp_path):
+    for name in ("step=36.ckpt", "last.ckpt", "last-v1.ckpt"):
+        torch.save({"state_dict": _state(), "global_step": 36}, tmp_path / name)
+    series = in_order(find_checkpoints([tmp_path]))
+    assert [e.path.name for e in series.entries] == ["step=36.ckpt"]
+    assert sorted(s.path.name for s in series.skipped) == ["last-v1.ckpt", "last.ckpt"]
+    assert not any(s.is_broken for s in series.skipped)
+
+
+def test_the_weights_of_one_file_at_a_time_are_in_memory(tmp_path, monkeypatch):
+    for step in range(4):
+        save_file(_state(), tmp_path / f"step={step}.safetensors")
+    read, alive = checkpoint_series.read_checkpoint, []
+
+    def noted(path, **rest):
+        assert [1 for reference in alive if reference() is not None] == []
+        found = read(path, **rest)
+        alive.extend(weakref.ref(tensor) for tensor in found.tensors.values())
+        return found
+
+    monkeypatch.setattr(checkpoint_series, "read_checkpoint", noted)
+    assert len(in_order(find_checkpoints([tmp_path])).entries) == 4
+    assert len(alive) == 4 * 4
+
+
+def test_a_hugging_face_series_is_read_by_its_folders_names(tmp_path, capsys):
+    for step in (500, 40):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file(_state(), folder / "model.safetensors")
+    how = ["--model", "integrations.plain_training:Net", "--set", "width=12"]
+    how += ["--data", "integrations.plain_training:Data"]
+    assert main(["report", str(tmp_path), *how]) == 0
+    assert f"Measurements are in {tmp_path / 'ntk'}" in capsys.readouterr().err
+    assert [o.step for o in read_history(tmp_path)] == [40, 500]

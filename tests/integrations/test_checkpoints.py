@@ -11,6 +11,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from integrations.plain_training import Data, Live, Net, inner, train
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from safetensors.torch import save_file
 from torch.nn import functional
 
@@ -18,8 +19,9 @@ from ntkwatch import KernelTracker, NTKMonitor, ProbeBatch, judge, read_history
 from ntkwatch.__main__ import main
 from ntkwatch.errors import CheckpointError
 from ntkwatch.integrations import checkpoints as under_test
-from ntkwatch.integrations.checkpoint_files import find_checkpoints
+from ntkwatch.integrations.checkpoint_files import find_checkpoints, read_checkpoint
 from ntkwatch.integrations.checkpoint_series import in_order
+from ntkwatch.integrations.checkpoint_weights import load_weights
 from ntkwatch.integrations.checkpoints import CheckpointReading, watch_checkpoints
 from ntkwatch.watch.records import to_plain
 
@@ -328,3 +330,13 @@ def test_what_cannot_be_used_is_an_error_in_one_line(folder, capsys, arguments, 
     assert code == 1
     assert "Traceback" not in message
     assert says in message
+
+
+def test_lightning_s_averaged_weights_are_told_from_the_raw_ones(tmp_path):
+    live = Live()
+    train(tmp_path / "ckpts", EMAWeightAveraging(decay=0.5), live, epochs=3)
+    path = tmp_path / "ckpts" / "epoch=1-step=9.ckpt"
+    raw, averaged = (read_checkpoint(path, weights=which).tensors for which in ("raw", "averaged"))
+    assert all(torch.equal(raw[name], tensor) for name, tensor in live.states[9].items())
+    assert not torch.equal(raw["net.0.weight"], averaged["net.0.weight"])
+    load_weights(Net(width=12), averaged, path)
