@@ -64,6 +64,7 @@ class ModelFunction:
         }
         self._call = _Call(model, forward if forward is not None else call_with_inputs)
         self._slots = _slots(model)
+        self._copied: set[str] = set()
 
     def __call__(
         self,
@@ -96,6 +97,11 @@ class ModelFunction:
         """Hold copies of the named parameters: of those that the forward pass writes to."""
         for name in names:
             self.params[name] = self.params[name].clone()
+            self._copied.add(name)
+
+    def borrowed(self) -> list[Tensor]:
+        """Return the parameters that may share memory with the model's own."""
+        return [tensor for name, tensor in self.params.items() if name not in self._copied]
 
     def put_state(self, state: Params) -> None:
         """Use these parameters and buffers instead of the model's present ones, where named."""

@@ -5,17 +5,23 @@ Which engine computes what is decided in ``compute``.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import InputError, NonFiniteError, OutputError
+from ntkwatch.errors import InputError, OutputError
+from ntkwatch.jacobian.acquaintance import acquainted, kind_of_use
 from ntkwatch.jacobian.batchnorm import batch_statistics, outputs_on, statistics_in
 from ntkwatch.jacobian.compute import Ingredients, compute
 from ntkwatch.jacobian.coupling import check_repeatable, check_samples_independent
 from ntkwatch.jacobian.first_call import attempt_on_copies, first_call
-from ntkwatch.jacobian.forward import ForwardFn, check_outputs, guess_forward
+from ntkwatch.jacobian.forward import (
+    ForwardFn,
+    check_outputs,
+    check_outputs_finite,
+    guess_forward,
+)
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_size
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction, resolve_outputs
@@ -37,6 +43,7 @@ class Problem:
         buffers: Buffers to use instead of the model's own.
         spec: Settings.
         batchnorms: BatchNorms that training runs on batch statistics.
+        use: What this use of the model is remembered by.
     """
 
     def __init__(
@@ -49,11 +56,12 @@ class Problem:
         buffers: Params,
         spec: KernelSpec,
         batchnorms: Sequence[str] = (),
+        use: Hashable = None,
     ) -> None:
         self.make = make
         self.function, self.inputs, self.reduction = function, inputs, reduction
         self.names, self.buffers, self.spec = names, buffers, spec
-        self.batchnorms = batchnorms
+        self.batchnorms, self.use = batchnorms, use
 
     @property
     def row_bytes(self) -> int:
@@ -95,7 +103,8 @@ class Problem:
             return
         if count_samples(inputs) == 1 and other is not None:
             inputs = self._columns(other)
-        if count_samples(inputs) > 1:
+        known = acquainted(self.function.model, self.use)
+        if count_samples(inputs) > 1 and not known.independent:
             check_samples_independent(
                 self.make,
                 inputs,
@@ -104,6 +113,7 @@ class Problem:
                 dtype=self.function.dtype,
                 buffers=self.buffers,
             )
+            known.independent = inputs is self.inputs
 
     def kernel(
         self,
@@ -206,17 +216,20 @@ def prepare(
 
     Returns:
         The problem.
-
-    Raises:
-        NonFiniteError: If outputs are NaN or infinite.
     """
     n = count_samples(inputs)
     device = next(model.parameters()).device
     inputs = cast_inputs(inputs, device=device, dtype=dtype)
+    use = kind_of_use(
+        model, inputs, forward, outputs, tuple(names), dtype, batchnorm, tuple(batchnorms)
+    )
+    known = acquainted(model, use)
     words = "forward="
     if forward is None:
-        few = take(inputs, slice(0, 2))
-        forward, words = guess_forward(model, few, attempt_on_copies(model, few, dtype))
+        if known.guess is None:
+            few = take(inputs, slice(0, 2))
+            known.guess = guess_forward(model, few, attempt_on_copies(model, few, dtype))
+        forward, words = known.guess
     written: list[str] = []
 
     def make(kind: torch.dtype) -> ModelFunction:
@@ -226,21 +239,20 @@ def prepare(
         function.copy_params(written)
         return function
 
-    values, found = first_call(make(dtype), inputs)
-    written.extend(found)
+    if known.output_shape is None:
+        values, found = first_call(make(dtype), inputs)
+        known.written = tuple(found)
+    else:
+        values = torch.zeros(known.output_shape, dtype=dtype, device=device)
+    written.extend(known.written)
     function = make(dtype)
     statistics = statistics_in(model, batchnorm, batchnorms)
     buffers = function.own_buffers(reference or {}) if statistics == "reference" else {}
     if buffers or statistics in ("probe", "batch"):
         buffers, values = outputs_on(statistics, function, inputs, batchnorms, buffers)
     check_outputs(values, n)
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
-        raise NonFiniteError(
-            f"{bad} of the {values.numel()} outputs of {type(model).__name__} on the probe are NaN "
-            "or infinite, so they have no derivative. Check the inputs for NaN and the weights for "
-            "divergence."
-        )
+    check_outputs_finite(values, model)
+    known.output_shape = tuple(values.shape)
     reduction = resolve_outputs(outputs, values)
     spec = KernelSpec(
         outputs=reduction.name,
@@ -250,4 +262,4 @@ def prepare(
         batchnorm=statistics,
         forward=words,
     )
-    return Problem(make, function, inputs, reduction, names, buffers, spec, batchnorms)
+    return Problem(make, function, inputs, reduction, names, buffers, spec, batchnorms, use)

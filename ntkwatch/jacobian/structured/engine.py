@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ntkwatch.errors import NtkwatchError
-from ntkwatch.jacobian.forward import first_line
+from ntkwatch.jacobian.forward import check_outputs_finite, first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs
 from ntkwatch.jacobian.outputs import Reduction
@@ -72,6 +72,7 @@ def serve(
             for samples in (inputs,) if other is None else (inputs, other):
                 side = run_pass(function, samples, reduction, list(wanted), buffers, budget)
                 sides.append(side)
+                check_outputs_finite(side.tape.outputs, function.model)
                 if not trusted(side, function.model, list(wanted)):
                     _check(side, make, samples, reduction, list(wanted), buffers, budget)
                     trust(side, function.model, list(wanted))
