@@ -4,13 +4,13 @@ Costs are measured rather than estimated: the observations are real ones, and th
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ntkwatch.jacobian.inputs import take
+from ntkwatch.jacobian.inputs import MIN_SAMPLES, take
 from ntkwatch.jacobian.parameters import parameters_of
 from ntkwatch.jacobian.spec import Kernel
 from ntkwatch.watch.bands import Bands
@@ -59,8 +59,8 @@ def examine(
     costs: list[Cost] = []
     seen: tuple[KernelTracker, Observation] | None = None
     # Whatever is loaded or compiled at first use belongs to no probe size.
-    KernelTracker(next(_parts(probe)), **settings).observe(model, 0)
-    for part in _parts(probe):
+    KernelTracker(_rows(probe, MIN_SAMPLES), **settings).observe(model, 0)
+    for part in (_rows(probe, size) for size in sizes_up_to(len(probe))):
         seen, cost = _observed(model, part, settings)
         costs.append(cost)
         on_size(cost.probe_size)
@@ -87,12 +87,11 @@ def examine(
     )
 
 
-def _parts(probe: ProbeBatch) -> Iterator[ProbeBatch]:
+def _rows(probe: ProbeBatch, size: int) -> ProbeBatch:
     """Rows spread evenly: a probe is ordered by class."""
-    for size in sizes_up_to(len(probe)):
-        rows = torch.linspace(0, len(probe) - 1, size).round().long()
-        targets = None if probe.targets is None else probe.targets[rows.to(probe.targets.device)]
-        yield ProbeBatch(take(probe.inputs, rows), targets, origin=probe.origin)
+    rows = torch.linspace(0, len(probe) - 1, size).round().long()
+    targets = None if probe.targets is None else probe.targets[rows.to(probe.targets.device)]
+    return ProbeBatch(take(probe.inputs, rows), targets, origin=probe.origin)
 
 
 def _observed(

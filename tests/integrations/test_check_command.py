@@ -1,10 +1,15 @@
 """``ntkwatch check`` on named models and data; oracle: how they were made."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from integrations import plain_training
 
+import ntkwatch
 from ntkwatch.__main__ import main
 
 DATA = ["--data", "integrations.test_check_command:batch"]
@@ -74,3 +79,20 @@ def test_exit_codes(capsys, arguments, code, says):
     message = capsys.readouterr().err
     assert says in message
     assert "Traceback" not in message
+
+
+def test_modules_in_the_current_folder_are_found_by_the_console_script_too(tmp_path):
+    """It does not look there by itself: Python's -P stands for that here."""
+    (tmp_path / "here.py").write_text(
+        "import torch\nnet = torch.nn.Linear(3, 2)\nbatch = torch.randn(16, 3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "ntkwatch", "check", "here:net", "--data", "here:batch"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(ntkwatch.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "It can be watched." in done.stdout
