@@ -65,8 +65,8 @@ def page() -> str:
     """Return the page."""
     parts = [
         "# Commands",
-        "Written from the code by `python docs/make_commands.py`; `ntkwatch COMMAND --help` says "
-        "the same.",
+        "Written from the code by `python docs/make_commands.py`; `ntkwatch COMMAND --help` (or "
+        "`-h`) says the same.",
         "Results go to standard output (or to `-o FILE`), messages and progress to standard error.",
         _table(
             ("exit code", "meaning"),
@@ -100,7 +100,7 @@ def _command(name: str, command: click.Command) -> list[str]:
     prose = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip())]
     rows = [
         (_names(option), _help(option))
-        for option in command.get_params(context)
+        for option in command.params
         if isinstance(option, click.Option)
     ]
     return [
