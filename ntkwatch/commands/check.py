@@ -29,6 +29,7 @@ def check(
     probe_size: int,
     outputs: str,
     params: tuple[str, ...],
+    engine: str,
     memory_budget: str,
     device: str,
     form: str | None,
@@ -60,7 +61,7 @@ def check(
         file=sys.stderr,
         hidden=not sys.stderr.isatty(),
     ) as bar:
-        settings = kernel_settings(outputs, params, memory_budget)
+        settings = kernel_settings(outputs, params, engine, memory_budget)
         checkup = examine(net, probe, on_size=lambda size: bar.update(1), **settings)
     if form == "json":
         from ntkwatch.report.checkup_json import render_checkup_json

@@ -166,6 +166,7 @@ def _measured(
     probe_size: int,
     outputs: str,
     params: tuple[str, ...],
+    engine: str,
     memory_budget: str,
     device: str,
     batchnorm: str,
@@ -191,7 +192,8 @@ def _measured(
     model = made_model(model_name, series.hyper_parameters, arguments, device)
     probe = made_probe(data, probe_file, model, probe_size, series.data_hyper_parameters)
     about: dict[str, Any] = {"model": model_name, "arguments": list(arguments), "outputs": outputs}
-    about |= {"params": list(params), "batchnorm": batchnorm, "loss": loss, "device": device}
+    about |= {"params": list(params), "batchnorm": batchnorm, "loss": loss}
+    about |= {"engine": engine, "device": device}
     reading = CheckpointReading(
         trust=trust,
         weights=weights,
@@ -200,7 +202,7 @@ def _measured(
         loss=None if loss is None else named_object(loss),
         about=about,
     )
-    tracker = {**kernel_settings(outputs, params, memory_budget), "batchnorm": batchnorm}
+    tracker = {**kernel_settings(outputs, params, engine, memory_budget), "batchnorm": batchnorm}
     target = _home(files) / "ntk" if folder is None else folder
     # Beside the probe lies the reference of the run that it was drawn for.
     beside = None if probe_file is None else RunFiles(Path(probe_file).parent)

@@ -62,6 +62,14 @@ _OPTIONS = (
         "given several times.",
     ),
     click.option(
+        "--engine",
+        type=click.Choice(["auto", "structured", "vmap", "loop", "sketch"]),
+        default="auto",
+        show_default=True,
+        help="How to compute: auto finds an exact way; sketch estimates drift, for coupled "
+        "samples and very large problems.",
+    ),
+    click.option(
         "--memory-budget",
         default="1GiB",
         show_default=True,
@@ -169,11 +177,14 @@ def check_data_named(data: str | None, probe_file: str | None) -> None:
         )
 
 
-def kernel_settings(outputs: str, params: tuple[str, ...], memory_budget: str) -> dict[str, Any]:
+def kernel_settings(
+    outputs: str, params: tuple[str, ...], engine: str, memory_budget: str
+) -> dict[str, Any]:
     """Return what these options mean as arguments of ``KernelTracker``."""
     return {
         "outputs": outputs,
         "params": list(params) or None,
+        "engine": engine,
         "memory_budget": memory_budget,
     }
 

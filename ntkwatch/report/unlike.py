@@ -49,7 +49,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     Raises:
         KernelMismatchError: If they differ in settings or probe, naming what differs.
     """
-    found = differences(runs)
+    found = (*differences(runs), *_unlike_kinds(runs))
     if found:
         raise KernelMismatchError(
             f"these runs hold kernels of different kinds ({'; '.join(found)}), so a difference "
@@ -57,6 +57,14 @@ def check_comparable(runs: Sequence[Run]) -> None:
             "probe and the same settings (probe= takes the probe.safetensors of the other run), "
             "or add --anyway to see them side by side all the same."
         )
+
+
+def _unlike_kinds(runs: Sequence[Run]) -> list[str]:
+    """Of kernels that no bands were made for (sketched or coupled ones), which these are."""
+    kinds = {name: history[-1].unjudged for name, history, _ in runs if len(history)}
+    if len(set(kinds.values())) <= 1:
+        return []
+    return [f"{clean(name)}: {clean(kind)}" for name, kind in kinds.items() if kind is not None]
 
 
 def _kind_of(history: History) -> dict[str, Any]:

@@ -54,11 +54,11 @@ def test_text_says_that_a_plain_module_can_be_watched(capsys, tmp_path):
 
 
 def test_options_reach_the_kernel(capsys):
-    chosen = ["--outputs", "sum", "--params", "net.2.*", "--probe-size", "16"]
+    chosen = ["--engine", "loop", "--outputs", "sum", "--params", "net.2.*", "--probe-size", "16"]
     assert main(["check", NET, *DATA, *chosen, "--json"]) == 0
     page = json.loads(capsys.readouterr().out)
     assert page["spec"]["outputs"] == "sum"
-    assert list(page["routes"]) == ["net.2.weight", "net.2.bias"]
+    assert page["routes"] == {"net.2.weight": "loop", "net.2.bias": "loop"}
     assert page["settings"]["params"] == ["net.2.*"]
 
 

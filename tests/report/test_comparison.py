@@ -128,6 +128,14 @@ def test_long_lists_of_parameters_are_compared_by_what_one_lacks():
     )
 
 
+def test_a_sketched_kernel_is_not_compared_with_an_exact_one():
+    sketched = [replace(o, unjudged="sketched and coupled") for o in feature_observations()]
+    runs = [_run("a", lazy_observations()), _run("b", sketched)]
+    with pytest.raises(KernelMismatchError, match="b: sketched and coupled"):
+        check_comparable(runs)
+    check_comparable([_run("c", sketched), runs[1]])
+
+
 def test_kernels_of_one_kind_are_compared():
     check_comparable([_run("a", lazy_observations()), _run("b", feature_observations())])
 
