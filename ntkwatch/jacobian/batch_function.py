@@ -20,7 +20,11 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, count_samples
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction
-from ntkwatch.jacobian.parameters import check_finite_parameters, select_parameters
+from ntkwatch.jacobian.parameters import (
+    check_finite_parameters,
+    select_parameters,
+    unwrapped,
+)
 from ntkwatch.jacobian.problem import Problem, prepare
 from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.jacobian.undisturbed import undisturbed
@@ -55,6 +59,7 @@ def batch_problem(
     """
     check_batchnorm(batchnorm, "auto", ("running", "probe", "batch"))
     count_samples(inputs)
+    model = unwrapped(model)
     selected = select_parameters(model, params)
     check_finite_parameters(selected)
     moving = moving_batchnorms(model)

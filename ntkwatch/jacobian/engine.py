@@ -15,8 +15,13 @@ from ntkwatch.jacobian.functional import jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, count_samples
 from ntkwatch.jacobian.memory import is_too_large, kernel_bytes, parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction
-from ntkwatch.jacobian.parameters import check_finite_parameters, select_parameters
+from ntkwatch.jacobian.parameters import (
+    check_finite_parameters,
+    select_parameters,
+    unwrapped,
+)
 from ntkwatch.jacobian.problem import Problem, prepare
+from ntkwatch.jacobian.sharding_check import check_sharding
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.kernel.gram import check_finite
@@ -83,7 +88,11 @@ def empirical_ntk(
     check_batchnorm(batchnorm, engine, ("running", "probe", "batch"))
     budget = parse_bytes(memory_budget)
     count_samples(inputs, at_least=1)
+    model = unwrapped(model)
     selected = select_parameters(model, params)
+    kind = jacobian_dtype(selected, dtype)
+    samples = [inputs] if other is None else [inputs, other]
+    check_sharding(model, samples, engine=engine, batchnorm=batchnorm, dtype=kind)
     check_finite_parameters(selected)
     moving = moving_batchnorms(model)
     with undisturbed(model):
@@ -93,7 +102,7 @@ def empirical_ntk(
             forward=forward,
             outputs=outputs,
             names=list(selected),
-            dtype=jacobian_dtype(selected, dtype),
+            dtype=kind,
             batchnorm=batchnorm,
             batchnorms=moving,
         )
