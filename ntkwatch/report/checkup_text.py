@@ -27,7 +27,7 @@ def render_checkup_text(checkup: Checkup, *, colour: bool = False, width: int = 
     page.line(f"ntkwatch: {clean(checkup.model)} before training")
     page.line()
     fully = checkup.no_kernel is None
-    answer = "It can be watched." if fully else "It can be watched in part: there is no kernel."
+    answer = "It can be watched." if fully else "It can be watched in part: samples have no kernel."
     page.line(page.painted(answer, "1"))
     if checkup.no_kernel is not None:
         page.prose(checkup.no_kernel)

@@ -142,9 +142,12 @@ def _suggested(
             f"{', ...' if len(slow) > 3 else ''}) are computed sample by sample, exactly but "
             "more slowly; params= can leave them out."
         )
-    if no_kernel is not None:
+    if no_kernel is not None and settings.get("engine") == "sketch":
+        said.append("The drift of the kernel is estimated from random columns; see the notes.")
+    elif no_kernel is not None:
         said.append(
             "Without a kernel per sample, the linearization error and the displacement are still "
-            "watched; for the kernel, change what couples the samples or pass forward=."
+            'watched, and engine="sketch" estimates the drift of the batch function\'s kernel. For '
+            "an exact one, change what couples the samples or pass forward=."
         )
     return said, chosen
