@@ -62,6 +62,11 @@ class RunFiles:
         return self.folder / HISTORY_FILE
 
     @property
+    def reference(self) -> Path:
+        """Path of the anchor at the reference."""
+        return self.folder / _ANCHORS["start"]
+
+    @property
     def can_go_on(self) -> bool:
         """Whether there is all that an interrupted run needs to go on from here."""
         needed = (HISTORY_FILE, _PROBE, _ANCHORS["start"])
