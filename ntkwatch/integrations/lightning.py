@@ -19,6 +19,7 @@ from ntkwatch.integrations.trainer_facts import (
     loss_of,
     place_of,
     total_steps,
+    training_facts,
 )
 from ntkwatch.integrations.trainer_probe import probe_from_trainer, probe_given
 from ntkwatch.integrations.watched_run import WatchedRun
@@ -28,6 +29,7 @@ from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.tracker import Metrics
+from ntkwatch.watch.training import LossFunction, loss_named
 from ntkwatch.watch.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -88,7 +90,10 @@ class NTKMonitor(_Base):
         batchnorm: Statistics of BatchNorms in kernels: of the "probe", "running" averages, those of
             the "reference" step, or those of the "batch", differentiated (slow).
         top_k: Eigenvalues to record.
-        metrics: "minimal" or "standard".
+        metrics: "minimal", "standard" or "full", by cost: see docs/metrics.md.
+        loss_function: What the training loss is of the outputs, for stable learning rates: a loss
+            of torch, its dotted path, or a name such as "square-mean" or "cross-entropy-mean".
+            "auto" takes the one ``MSELoss`` or ``CrossEntropyLoss`` that the module holds.
         max_overhead: Largest share of wall time to spend, in (0, 1].
         memory_budget: Bytes that Jacobian rows may take.
         dirpath: Folder for the run's files; default ``<log_dir>/<name>``.
@@ -123,6 +128,7 @@ class NTKMonitor(_Base):
         batchnorm: BatchNormMode = "probe",
         top_k: int = 8,
         metrics: Metrics = "standard",
+        loss_function: LossFunction = "auto",
         max_overhead: float = 0.02,
         memory_budget: str | int = "1GiB",
         dirpath: str | Path | None = None,
@@ -143,6 +149,9 @@ class NTKMonitor(_Base):
         self.probe, self.probe_size = probe, probe_size
         self.max_overhead, self.on_error, self.dirpath = max_overhead, on_error, dirpath
         self.on_verdict = resolved(on_verdict)
+        self.loss_function = resolved(loss_function)
+        if self.loss_function != "auto":
+            loss_named(self.loss_function)
         self.name = name
         self._outlet_settings = OutletSettings(
             name=name, save_kernels=save_kernels, custom_scalars=custom_scalars
@@ -219,6 +228,7 @@ class NTKMonitor(_Base):
                 total_steps=total_steps(trainer),
                 interrupted=state,
                 draw=lambda: self._draw_probe(trainer, pl_module),
+                training=lambda: training_facts(trainer, pl_module, self.loss_function),
             )
 
     def on_train_batch_start(

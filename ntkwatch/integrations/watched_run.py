@@ -26,6 +26,7 @@ from ntkwatch.watch.records import Gap
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
+from ntkwatch.watch.training import Training
 from ntkwatch.watch.verdict import Verdict, judge
 
 __all__ = ["WatchedRun"]
@@ -79,6 +80,7 @@ class WatchedRun:
         self._tried: int | None = None
         self._gathering: Gathering | None = None
         self._losses = Losses()
+        self._training: Callable[[], Training] | None = None
         self._finished = False
 
     @property
@@ -115,6 +117,7 @@ class WatchedRun:
         total_steps: int | None,
         interrupted: dict[str, Any] | None,
         draw: Callable[[], ProbeBatch | None],
+        training: Callable[[], Training] | None = None,
     ) -> None:
         """Go on with an interrupted run, or draw a probe for a new one.
 
@@ -124,10 +127,12 @@ class WatchedRun:
             total_steps: Steps the run will take, if known.
             interrupted: State that the interrupted run left in its checkpoint, or None.
             draw: Returns a probe, or None to gather one from the first batches.
+            training: Tells how the model is trained at the moment, as far as that is known.
         """
         self._budget.start()
         began = time.perf_counter()
         self._total_steps, self._first_step = total_steps, step
+        self._training = training
         self._schedule.expect(total_steps)
         if step == 0 or not self._go_on(model, step, interrupted or {}):
             self.files = RunFiles(free_folder(self.files.folder))
@@ -201,7 +206,7 @@ class WatchedRun:
     def let_go(self) -> None:
         """Free what was only needed while training."""
         self._losses.let_go()
-        self._gathering = None
+        self._gathering = self._training = None
 
     # Failures. ------------------------------------------------------------------------------------
 
@@ -257,7 +262,9 @@ class WatchedRun:
             return False
         self.files = earlier.files
         self._tracker = self._new_tracker(earlier.probe)
-        self._tracker.resume(earlier.history, earlier.start, earlier.warmup)
+        self._tracker.resume(
+            earlier.history, earlier.start, earlier.warmup, last_kernel=earlier.last_kernel
+        )
         self._tell_start_loss(interrupted.get("loss_start"))
         self._losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
@@ -285,7 +292,8 @@ class WatchedRun:
         self._schedule.done(step)
         self._tell_start_loss(self._losses.first)
         loss = tracker.loss_start if is_first else self._losses.mean
-        observation = tracker.observe(model, step, loss=loss, **place)
+        training = None if self._training is None else self._training()
+        observation = tracker.observe(model, step, loss=loss, training=training, **place)
         self._mishaps.observed()
         before, self.verdict = self.verdict, judge(tracker.history)
         with self._mishaps.unwritten(f"what it saw at step {step}"):

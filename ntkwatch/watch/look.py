@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -61,7 +61,6 @@ def look(
     *,
     step: int,
     first: bool,
-    minimal: bool,
     state: Mapping[str, Tensor] | None,
 ) -> Seen:
     """Measure a model and compare it with what was kept; the model is left as found.
@@ -73,7 +72,6 @@ def look(
         kept: Of earlier looks; None to take this one as the reference.
         step: Optimizer steps taken so far.
         first: Whether to test that samples do not depend on each other.
-        minimal: Whether to leave out intervals and all that takes another kernel.
         state: Weights and buffers to measure instead of the model's present ones, or None.
 
     Returns:
@@ -86,16 +84,18 @@ def look(
     if kept is not None:
         check_same_model(model, kept.start)
     check_finite_parameters(params)
-    weights = None if minimal else replicates(probe)
+    weights = None if settings.metrics == "minimal" else replicates(probe)
     with undisturbed(model), apart(model):
         buffers = None if kept is None else kept.start.buffers
         now = measure(model, probe.inputs, settings, first=first, reference=buffers, state=tensors)
         if kept is None:
-            kept = Kept(now.as_anchor(step), None, noise_floor(now, settings))
-        reading = compare(now, kept.start, settings=settings, weights=weights)
+            anchor = now.as_anchor(step, keeps_full=settings.keeps_full)
+            kept = Kept(anchor, None, noise_floor(now, settings))
+        how: dict[str, Any] = {"settings": settings, "weights": weights, "targets": probe.targets}
+        reading = compare(now, kept.start, **how)
         since_warmup = None
         if kept.warmup is not None and step > kept.warmup.step:
-            since_warmup = compare(now, kept.warmup, settings=settings, weights=weights)
+            since_warmup = compare(now, kept.warmup, **how)
     without = now.left_out.get("kernel") if kept.start.kernel is None else None
     settings = replace(settings, no_kernel=without)
     return Seen(settings, now, kept.start, kept.floors, reading, since_warmup)

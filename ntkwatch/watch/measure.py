@@ -5,6 +5,7 @@ What is measured here stands for itself; comparing it with a reference is anothe
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,11 @@ from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
 from ntkwatch.kernel.gram import check_finite, widest_float
 from ntkwatch.watch.anchors import Anchor
 
-__all__ = ["Measurement", "Settings", "linearized_function", "measure", "noise_floor"]
+__all__ = ["Measurement", "Metrics", "Settings", "linearized_function", "measure", "noise_floor"]
+
+# By cost: "minimal" takes no eigenvalue and no second kernel; "standard" what the (N, N) trace
+# kernel gives; "full" also what takes the (N C, N C) kernel, or a null for every layer.
+Metrics = Literal["minimal", "standard", "full"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,9 @@ class Settings:
         engine: Engine.
         budget: Bytes.
         dtype: Of the Jacobian.
+        metrics: Which numbers are wanted, by their cost.
+        top_k: Eigenvalues and eigenmodes wanted.
+        keeps_full: Whether anchors keep the kernel between outputs, too.
         no_kernel: Why samples have no kernel of their own, as found at the reference; or None.
     """
 
@@ -48,6 +56,9 @@ class Settings:
     engine: EngineName
     budget: int
     dtype: torch.dtype
+    metrics: Metrics = "standard"
+    top_k: int = 8
+    keeps_full: bool = False
     no_kernel: str | None = None
 
 
@@ -67,9 +78,10 @@ class Measurement:
     kernel: Kernel | None
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def as_anchor(self, step: int) -> Anchor:
+    def as_anchor(self, step: int, *, keeps_full: bool = False) -> Anchor:
         """Return a copy of what later steps are compared with."""
         function = self.problem.function
+        has_full = keeps_full and self.kernel is not None and self.kernel.matrix.ndim == 4
         return Anchor(
             step=step,
             params={name: tensor.detach().clone() for name, tensor in function.params.items()},
@@ -77,6 +89,7 @@ class Measurement:
             outputs=self.outputs,
             kernel=None if self.kernel is None else self.kernel.trace,
             layers={} if self.kernel is None else self.kernel.layers,
+            full=self.kernel.matrix if has_full and self.kernel is not None else None,
         )
 
 

@@ -7,8 +7,8 @@ it is shown it. When to look, and where numbers are written, is the caller's bus
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,19 @@ from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.describe import notes_on, run_info
+from ntkwatch.watch.describe import run_info
 from ntkwatch.watch.history import History
 from ntkwatch.watch.look import Kept, Seen, look
-from ntkwatch.watch.measure import Settings
+from ntkwatch.watch.measure import Metrics, Settings
+from ntkwatch.watch.numbers import observation_of
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Observation, Reading
+from ntkwatch.watch.records import Observation
+from ntkwatch.watch.route import Route, Station
 from ntkwatch.watch.settle import Wanted, check_same_settings, settle
-from ntkwatch.watch.standing import standing_numbers
+from ntkwatch.watch.training import Training
+from ntkwatch.watch.validity import course_of
 
 __all__ = ["KernelTracker", "Metrics"]
-
-Metrics = Literal["minimal", "standard"]
 
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
 
@@ -60,8 +61,9 @@ class KernelTracker:
         memory_budget: Bytes for Jacobian rows.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
         top_k: Eigenvalues to record.
-        metrics: "minimal" (drift, linearization error, displacement) or "standard" (also
-            intervals, spectrum and alignment).
+        metrics: "minimal" (drift, linearization error, displacement), "standard" (also intervals,
+            spectrum, alignment and path: all that the (N, N) trace kernel gives) or "full" (also
+            what takes the kernel between outputs, or a null for every layer).
         warmup_steps: The reading since warm-up starts at the first observation at or after this
             step.
         reference: Where the reference comes from, in words, for the record.
@@ -92,7 +94,7 @@ class KernelTracker:
     ) -> None:
         check_choice("engine", engine, ("auto", "vmap", "loop"))
         check_batchnorm(batchnorm, engine, ("running", "probe", "reference", "batch"))
-        check_choice("metrics", metrics, ("minimal", "standard"))
+        check_choice("metrics", metrics, get_args(Metrics))
         if top_k < 1:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
         self.probe = probe
@@ -106,8 +108,10 @@ class KernelTracker:
             batchnorm=batchnorm,
             budget=parse_bytes(memory_budget),
             dtype=dtype,
+            metrics=metrics,
+            top_k=top_k,
         )
-        self._top_k, self._metrics = top_k, metrics
+        self._route = Route()
         self._reference_words: dict[str, Any] = {
             "reference": reference,
             "reference_is_start": reference_is_start,
@@ -145,6 +149,7 @@ class KernelTracker:
         epoch: int | None = None,
         logged_step: int | None = None,
         state: Mapping[str, Tensor] | None = None,
+        training: Training | None = None,
     ) -> Observation:
         """Measure a model and return what was seen.
 
@@ -156,6 +161,8 @@ class KernelTracker:
             logged_step: The x axis of the run's loggers, if that is another one.
             state: Weights and buffers to measure instead of the model's present ones, by name: a
                 checkpoint's, say.
+            training: Optimizer, learning rate and loss at this step, from ``training_of``: numbers
+                that hang on them are left out without.
 
         Returns:
             The observation, which is also added to ``history``.
@@ -163,39 +170,35 @@ class KernelTracker:
         Raises:
             NonFiniteError: If weights or outputs are NaN or infinite.
         """
-        began = time.perf_counter()
+        began, step = time.perf_counter(), int(step)
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         is_reference = self._start is None or step == self._start.step
         if not is_reference:
             self._check_modes(model)
-        seen = self._look(model, int(step), state, is_reference=is_reference)
-        spectral, left_out = standing_numbers(
-            seen.now.kernel, self.probe, top_k=self._top_k, minimal=self._metrics == "minimal"
+        seen = self._look(model, step, state, is_reference=is_reference)
+        training = Training() if training is None else training
+        between = range(seen.start.step + 1, step)
+        course = course_of(
+            model, self.history, training, self.probe, seen.settings, between=between
         )
+        before = None if is_reference else self._route.before(step)
+        observed = observation_of(seen, course, before, step=step)
         # Whatever could fail is over: only a whole observation changes what the tracker knows.
         if is_reference:
             about = run_info(model, seen.now, seen.settings, self.probe, **self._reference_words)
             self.history.start_over(about)
-        self._remember(seen, int(step), is_reference=is_reference)
-        reading = seen.reading
-        observation = Observation(
-            **{f.name: getattr(reading, f.name) for f in fields(Reading) if f.name != "left_out"},
-            left_out={**reading.left_out, **left_out},
-            step=int(step),
+        self._remember(seen, step, is_reference=is_reference)
+        observation = replace(
+            observed,
             logged_step=logged_step,
             epoch=epoch,
             loss=loss,
             loss_start=self._note_loss(loss, is_reference=is_reference),
-            probe_size=len(self.probe),
-            output_count=seen.now.problem.spec.output_count,
-            noise_floor=self._floors,
-            since_warmup=seen.since_warmup,
-            batchnorm=seen.now.problem.spec.batchnorm,
-            notes=notes_on(seen.now, seen.settings),
             seconds=time.perf_counter() - began,
-            **spectral,
         )
         self.history.add(observation)
+        kernel = None if seen.now.kernel is None else seen.now.kernel.trace
+        self._route.pass_by(Station(step, kernel, observation.path_length))
         return observation
 
     def note_start_loss(self, loss: float) -> None:
@@ -209,13 +212,21 @@ class KernelTracker:
         if first.step == self._start.step and first.loss is None:
             self.history.add(replace(first, loss=loss, loss_start=loss))
 
-    def resume(self, history: History, start: Anchor, warmup: Anchor | None = None) -> None:
+    def resume(
+        self,
+        history: History,
+        start: Anchor,
+        warmup: Anchor | None = None,
+        *,
+        last_kernel: Tensor | None = None,
+    ) -> None:
         """Go on from an earlier run instead of taking a new reference.
 
         Args:
             history: What was observed until then.
             start: Its reference.
             warmup: Its anchor at the end of the warm-up, if that was reached.
+            last_kernel: Trace kernel of its last observation, if that was kept.
 
         Raises:
             InputError: If the earlier run had another probe.
@@ -232,6 +243,7 @@ class KernelTracker:
         last = history[-1] if len(history) else None
         if last is not None:
             self._floors, self.loss_start = dict(last.noise_floor), last.loss_start
+            self._route.pass_by(Station(last.step, last_kernel, last.path_length))
 
     # One look, and what is kept of it. ------------------------------------------------------------
 
@@ -246,12 +258,11 @@ class KernelTracker:
         """Measure and compare, without changing what the tracker knows."""
         settings, kept = self._settings, None
         if settings is None or is_reference:
-            settings = settle(model, self._wanted, self.probe.targets, self._resumed)
+            settings = settle(model, self._wanted, self.probe, self._resumed)
         if self._start is not None and not is_reference:
             kept = Kept(self._start, self._warmup, self._floors)
-        first, minimal = is_reference or self._settings is None, self._metrics == "minimal"
-        how = (model, self.probe, settings, kept)
-        seen = look(*how, step=step, first=first, minimal=minimal, state=state)
+        first = is_reference or self._settings is None
+        seen = look(model, self.probe, settings, kept, step=step, first=first, state=state)
         if self._resumed is not None:
             check_same_settings(seen.now.problem.spec, self._resumed)
         return seen
@@ -268,7 +279,7 @@ class KernelTracker:
         moving = moving_batchnorms(model)
         if moving != list(settings.moving) and len(self.history) > 0:
             first, gaps = self.history[0], list(self.history.gaps)
-            place = {"epoch": first.epoch, "logged_step": first.logged_step}
+            place: dict[str, Any] = {"epoch": first.epoch, "logged_step": first.logged_step}
             state = {**start.params, **start.buffers}
             self._resumed = {"params": list(settings.names), "batchnorms": moving}
             try:
@@ -283,6 +294,7 @@ class KernelTracker:
         self._start, self._floors = seen.start, seen.floors
         if is_reference:
             self._resumed, self._warmup, self._modes_known = None, None, False
+            self._route.start_over()
         due = step - seen.start.step >= max(1, self.warmup_steps)
         if due and (self._warmup is None or self._warmup.step == step):
             self._warmup = seen.now.as_anchor(step)
