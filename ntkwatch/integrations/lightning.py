@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from ntkwatch.errors import InputError
 from ntkwatch.integrations.arguments import DRAWN, check_probe, check_range, resolved
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.trainer_facts import (
@@ -82,6 +83,8 @@ class NTKMonitor(_Base):
             "train", a batch, a ``ProbeBatch``, a saved ``probe.safetensors``, or the dotted path
             of one of these or of a function that returns one.
         probe_size: Probe points to draw; a verdict needs at least 32.
+        resample_probe: Whether to draw a fresh probe at every observation: the reference and the
+            present kernel are then both computed on it, so that no number hinges on one probe.
         forward: ``(model, inputs) -> tensor (N, ...)`` or its dotted path; guessed by default.
         outputs: Which outputs enter the kernel: "full", "trace", "sum", "random:8", a function or
             its dotted path; "auto" takes all up to 10 and 8 random directions beyond.
@@ -121,6 +124,7 @@ class NTKMonitor(_Base):
         every_n_train_steps: int | None = None,
         probe: Any = "auto",
         probe_size: int = 64,
+        resample_probe: bool = False,
         forward: Callable[..., Any] | str | None = None,
         outputs: Callable[..., Any] | str = "auto",
         params: str | Sequence[str] | None = None,
@@ -146,7 +150,12 @@ class NTKMonitor(_Base):
         if every_n_train_steps is not None:
             check_range("every_n_train_steps", every_n_train_steps, 1)
         self.every_n_train_steps = every_n_train_steps
-        self.probe, self.probe_size = probe, probe_size
+        if resample_probe and not (isinstance(probe, str) and probe in DRAWN):
+            raise InputError(
+                "resample_probe=True draws a fresh probe at every observation, and probe= names "
+                'one that is given. Use probe="auto", "val" or "train", or resample_probe=False.'
+            )
+        self.probe, self.probe_size, self.resample_probe = probe, probe_size, resample_probe
         self.max_overhead, self.on_error, self.dirpath = max_overhead, on_error, dirpath
         self.on_verdict = resolved(on_verdict)
         self.loss_function = resolved(loss_function)
@@ -227,7 +236,8 @@ class NTKMonitor(_Base):
                 step=trainer.global_step,
                 total_steps=total_steps(trainer),
                 interrupted=state,
-                draw=lambda: self._draw_probe(trainer, pl_module),
+                draw=lambda seed: self._draw_probe(trainer, pl_module, seed),
+                resample=self.resample_probe,
                 training=lambda: training_facts(trainer, pl_module, self.loss_function),
             )
 
@@ -296,7 +306,7 @@ class NTKMonitor(_Base):
 
     # What only Lightning knows. -------------------------------------------------------------------
 
-    def _draw_probe(self, trainer: Any, model: nn.Module) -> ProbeBatch | None:
+    def _draw_probe(self, trainer: Any, model: nn.Module, seed: int) -> ProbeBatch | None:
         if isinstance(self.probe, str) and self.probe in DRAWN:
-            return probe_from_trainer(trainer, model, self.probe, self.probe_size)
+            return probe_from_trainer(trainer, model, self.probe, self.probe_size, seed=seed)
         return probe_given(self.probe, model)

@@ -14,8 +14,13 @@ from ntkwatch.watch.whole import whole_set_numbers
 
 __all__ = ["observation_of"]
 
+# What compares the kernels of two observations.
+_WAY = ("angular_velocity", "path_length", "path_length_ratio")
 
-def observation_of(seen: Seen, course: Course, before: Station | None, *, step: int) -> Observation:
+
+def observation_of(
+    seen: Seen, course: Course, before: Station | None, *, step: int, resampled: bool
+) -> Observation:
     """Return what one look says; where training is, and what it took, is the caller's to add.
 
     Args:
@@ -23,17 +28,22 @@ def observation_of(seen: Seen, course: Course, before: Station | None, *, step: 
         course: What is known of the training.
         before: The observation before, or None at the reference.
         step: Optimizer steps taken so far.
+        resampled: Whether every observation has a probe of its own.
 
     Returns:
         The observation, with 0 seconds.
     """
     reading, spec = seen.reading, seen.now.problem.spec
     values, left_out = _other_numbers(seen, course, before, step=step)
+    if resampled:
+        values = {key: value for key, value in values.items() if key not in _WAY}
+        left_out.update(dict.fromkeys(_WAY, "every observation has a probe of its own"))
     return Observation(
         **{f.name: getattr(reading, f.name) for f in fields(Reading) if f.name != "left_out"},
         left_out={**reading.left_out, **left_out},
         step=step,
         probe_size=len(course.probe),
+        probe_fingerprint=course.probe.fingerprint() if resampled else None,
         output_count=spec.output_count,
         training=course.now.to_plain(),
         noise_floor=seen.floors,

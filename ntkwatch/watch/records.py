@@ -120,6 +120,7 @@ class Observation(Reading):
         loss: Training loss, mean over the last batches before this step, or None.
         loss_start: Training loss of the first batch, at the reference weights, or None.
         probe_size: Probe points N.
+        probe_fingerprint: Of the probe, where every observation has one of its own.
         output_count: Outputs per probe point C that the model has.
         top_eigenvalues: Largest eigenvalues of the trace kernel, descending, not divided by N.
         trace: Trace of the trace kernel, not divided by N.
@@ -164,6 +165,7 @@ class Observation(Reading):
     loss: float | None = None
     loss_start: float | None = None
     probe_size: int
+    probe_fingerprint: str | None = None
     output_count: int
     top_eigenvalues: tuple[float, ...] = ()
     trace: float | None = None

@@ -6,7 +6,7 @@ it is shown it. When to look, and where numbers are written, is the caller's bus
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -64,6 +64,9 @@ class KernelTracker:
         metrics: "minimal" (drift, linearization error, displacement), "standard" (also intervals,
             spectrum, alignment and path: all that the (N, N) trace kernel gives) or "full" (also
             what takes the kernel between outputs, or a null for every layer).
+        fresh_probe: Given the step, returns the probe of that observation: the reference and the
+            present model are then both measured on it, so that no number hinges on one probe. The
+            reference itself is taken on ``probe``.
         warmup_steps: The reading since warm-up starts at the first observation at or after this
             step.
         reference: Where the reference comes from, in words, for the record.
@@ -88,6 +91,7 @@ class KernelTracker:
         dtype: torch.dtype | None = None,
         top_k: int = 8,
         metrics: Metrics = "standard",
+        fresh_probe: Callable[[int], ProbeBatch] | None = None,
         warmup_steps: int = _WARMUP_STEPS,
         reference: str = "the first observation",
         reference_is_start: bool = True,
@@ -97,7 +101,7 @@ class KernelTracker:
         check_choice("metrics", metrics, get_args(Metrics))
         if top_k < 1:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
-        self.probe = probe
+        self.probe, self._fresh_probe = probe, fresh_probe
         self.warmup_steps = warmup_steps
         self.history = History()
         self._wanted = Wanted(
@@ -121,7 +125,7 @@ class KernelTracker:
         self._warmup: Anchor | None = None
         self._floors: dict[str, float] = {}
         self.loss_start: float | None = None
-        self._kernel: Kernel | None = None
+        self._seen: Seen | None = None
         self._resumed: dict[str, Any] | None = None
         self._modes_known = False
 
@@ -138,7 +142,17 @@ class KernelTracker:
     @property
     def kernel(self) -> Kernel | None:
         """The kernel of the last observation, or None."""
-        return self._kernel
+        return None if self._seen is None else self._seen.now.kernel
+
+    @property
+    def last_probe(self) -> ProbeBatch:
+        """The probe of the last observation."""
+        return self.probe if self._seen is None else self._seen.probe
+
+    @property
+    def last_reference(self) -> Anchor | None:
+        """The reference on that probe, or None before it."""
+        return self._start if self._seen is None else self._seen.start
 
     def observe(
         self,
@@ -179,13 +193,17 @@ class KernelTracker:
         training = Training() if training is None else training
         between = range(seen.start.step + 1, step)
         course = course_of(
-            model, self.history, training, self.probe, seen.settings, between=between
+            model, self.history, training, seen.probe, seen.settings, between=between
         )
         before = None if is_reference else self._route.before(step)
-        observed = observation_of(seen, course, before, step=step)
+        observed = observation_of(
+            seen, course, before, step=step, resampled=self._fresh_probe is not None
+        )
         # Whatever could fail is over: only a whole observation changes what the tracker knows.
         if is_reference:
             about = run_info(model, seen.now, seen.settings, self.probe, **self._reference_words)
+            if self._fresh_probe is not None:
+                about = replace(about, probe={**about.probe, "resampled": True})
             self.history.start_over(about)
         self._remember(seen, step, is_reference=is_reference)
         observation = replace(
@@ -262,7 +280,10 @@ class KernelTracker:
         if self._start is not None and not is_reference:
             kept = Kept(self._start, self._warmup, self._floors)
         first = is_reference or self._settings is None
-        seen = look(model, self.probe, settings, kept, step=step, first=first, state=state)
+        probe, fresh = self.probe, kept is not None and self._fresh_probe is not None
+        if fresh and self._fresh_probe is not None:
+            probe = self._fresh_probe(step)
+        seen = look(model, probe, settings, kept, step=step, first=first, fresh=fresh, state=state)
         if self._resumed is not None:
             check_same_settings(seen.now.problem.spec, self._resumed)
         return seen
@@ -290,9 +311,9 @@ class KernelTracker:
         self._modes_known = True
 
     def _remember(self, seen: Seen, step: int, *, is_reference: bool) -> None:
-        self._settings, self._kernel = seen.settings, seen.now.kernel
-        self._start, self._floors = seen.start, seen.floors
+        self._settings, self._seen, self._floors = seen.settings, seen, seen.floors
         if is_reference:
+            self._start = seen.start
             self._resumed, self._warmup, self._modes_known = None, None, False
             self._route.start_over()
         due = step - seen.start.step >= max(1, self.warmup_steps)
