@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from ntkwatch.integrations.lightning import NTKMonitor
     from ntkwatch.jacobian.engine import empirical_ntk
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
+    from ntkwatch.watch.forecast import Forecast, forecast
     from ntkwatch.watch.history import History, read_history
     from ntkwatch.watch.probe import ProbeBatch
     from ntkwatch.watch.records import Observation
     from ntkwatch.watch.tracker import KernelTracker
+    from ntkwatch.watch.training import Training, training_of
     from ntkwatch.watch.verdict import Verdict, judge
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Forecast",
     "History",
     "Kernel",
     "KernelSpec",
@@ -29,13 +32,17 @@ __all__ = [
     "NtkwatchError",
     "Observation",
     "ProbeBatch",
+    "Training",
     "Verdict",
     "empirical_ntk",
+    "forecast",
     "judge",
     "read_history",
+    "training_of",
 ]
 
 _HOMES = {
+    "Forecast": "ntkwatch.watch.forecast",
     "History": "ntkwatch.watch.history",
     "Kernel": "ntkwatch.jacobian.spec",
     "KernelSpec": "ntkwatch.jacobian.spec",
@@ -44,10 +51,13 @@ _HOMES = {
     "NtkwatchError": "ntkwatch.errors",
     "Observation": "ntkwatch.watch.records",
     "ProbeBatch": "ntkwatch.watch.probe",
+    "Training": "ntkwatch.watch.training",
     "Verdict": "ntkwatch.watch.verdict",
     "empirical_ntk": "ntkwatch.jacobian.engine",
+    "forecast": "ntkwatch.watch.forecast",
     "judge": "ntkwatch.watch.verdict",
     "read_history": "ntkwatch.watch.history",
+    "training_of": "ntkwatch.watch.training",
 }
 
 
