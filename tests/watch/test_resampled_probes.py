@@ -91,7 +91,13 @@ def test_the_run_says_that_probes_are_fresh_and_gets_its_verdict(course):
 
 
 def test_the_use_of_the_movement_is_read_on_one_probe(course):
-    """Alignments of two probes differ by chance alone; those of one do not where nothing moved."""
+    """An easier probe aligns better; its own rise is none where nothing moved."""
     still = {0: course[0], 3: course[0], 9: moved(course[0], 1e-6)}
-    use = judge(_observed(still, _probe(1), lambda step: _probe(100 + step)).history).use
-    assert use.task_aligned == "no"
+
+    def easier(step: int) -> ProbeBatch:
+        return ProbeBatch(inputs(N, 4, seed=step) + 3 * labels(N)[:, None], labels(N))
+
+    history = _observed(still, _probe(1), easier).history
+    first, last = history[0], history[-1]
+    assert last.target_alignment - first.target_alignment > 3 * first.target_alignment_null_sd
+    assert judge(history).use.task_aligned == "no"
