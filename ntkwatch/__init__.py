@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ntkwatch.errors import NtkwatchError
     from ntkwatch.integrations.lightning import NTKMonitor
+    from ntkwatch.jacobian.cost import plan
     from ntkwatch.jacobian.engine import empirical_ntk
+    from ntkwatch.jacobian.matrix_free import top_eigenvalues
+    from ntkwatch.jacobian.plan import KernelPlan
+    from ntkwatch.jacobian.sketch import sketch_kernel
+    from ntkwatch.jacobian.sketched_drift import sketched_drift
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
     from ntkwatch.watch.forecast import Forecast, forecast
     from ntkwatch.watch.history import History, read_history
     from ntkwatch.watch.probe import ProbeBatch
     from ntkwatch.watch.records import Observation
     from ntkwatch.watch.tracker import KernelTracker
-    from ntkwatch.watch.training import Training, training_of
+    from ntkwatch.watch.training import training_of
     from ntkwatch.watch.verdict import Verdict, judge
 
 __version__ = "0.1.0"
@@ -26,18 +31,22 @@ __all__ = [
     "Forecast",
     "History",
     "Kernel",
+    "KernelPlan",
     "KernelSpec",
     "KernelTracker",
     "NTKMonitor",
     "NtkwatchError",
     "Observation",
     "ProbeBatch",
-    "Training",
     "Verdict",
     "empirical_ntk",
     "forecast",
     "judge",
+    "plan",
     "read_history",
+    "sketch_kernel",
+    "sketched_drift",
+    "top_eigenvalues",
     "training_of",
 ]
 
@@ -45,18 +54,22 @@ _HOMES = {
     "Forecast": "ntkwatch.watch.forecast",
     "History": "ntkwatch.watch.history",
     "Kernel": "ntkwatch.jacobian.spec",
+    "KernelPlan": "ntkwatch.jacobian.plan",
     "KernelSpec": "ntkwatch.jacobian.spec",
     "KernelTracker": "ntkwatch.watch.tracker",
     "NTKMonitor": "ntkwatch.integrations.lightning",
     "NtkwatchError": "ntkwatch.errors",
     "Observation": "ntkwatch.watch.records",
     "ProbeBatch": "ntkwatch.watch.probe",
-    "Training": "ntkwatch.watch.training",
     "Verdict": "ntkwatch.watch.verdict",
     "empirical_ntk": "ntkwatch.jacobian.engine",
     "forecast": "ntkwatch.watch.forecast",
     "judge": "ntkwatch.watch.verdict",
+    "plan": "ntkwatch.jacobian.cost",
     "read_history": "ntkwatch.watch.history",
+    "sketch_kernel": "ntkwatch.jacobian.sketch",
+    "sketched_drift": "ntkwatch.jacobian.sketched_drift",
+    "top_eigenvalues": "ntkwatch.jacobian.matrix_free",
     "training_of": "ntkwatch.watch.training",
 }
 

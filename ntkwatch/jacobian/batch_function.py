@@ -5,27 +5,24 @@ the kernel is that of the batch function. Where samples are independent it is th
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Literal
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from ntkwatch.errors import RandomForwardError, SampleCouplingError
-from ntkwatch.jacobian.batchnorm import batch_statistics, moving_batchnorms
-from ntkwatch.jacobian.engine import check_choice
+from ntkwatch.jacobian.batchnorm import moving_batchnorms
+from ntkwatch.jacobian.engine import check_batchnorm
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, count_samples
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import check_finite_parameters, select_parameters
 from ntkwatch.jacobian.problem import Problem, prepare
+from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.jacobian.undisturbed import undisturbed
 
-__all__ = ["BatchStatistics", "as_batch_function", "batch_problem", "is_coupled"]
-
-BatchStatistics = Literal["running", "probe", "batch"]
+__all__ = ["batch_problem", "is_coupled"]
 
 
 @contextmanager
@@ -36,7 +33,7 @@ def batch_problem(
     forward: ForwardFn | None,
     outputs: OutputsSpec,
     params: str | Sequence[str] | None,
-    batchnorm: BatchStatistics,
+    batchnorm: BatchNormMode,
     dtype: torch.dtype | None,
 ) -> Iterator[Problem]:
     """Give a model and a batch, checked and ready to be differentiated; then leave it as found.
@@ -47,57 +44,27 @@ def batch_problem(
         forward: How to call the model, or None to guess.
         outputs: Setting of ``empirical_ntk``; "auto" takes all, which costs no more than one.
         params: Names or patterns of trainable parameters; default all.
-        batchnorm: "running" statistics, those of the "probe" held constant in the derivative, or
-            those of the "batch", differentiated, for each BatchNorm that trains on them.
+        batchnorm: Setting of ``empirical_ntk``.
         dtype: Of the Jacobian.
 
     Yields:
         The problem.
     """
-    check_choice("batchnorm", batchnorm, ("running", "probe", "batch"))
+    check_batchnorm(batchnorm, "auto", ("running", "probe", "batch"))
     count_samples(inputs)
     selected = select_parameters(model, params)
     check_finite_parameters(selected)
     moving = moving_batchnorms(model)
-    with ExitStack() as stack:
-        stack.enter_context(undisturbed(model))
-        if batchnorm == "batch":  # what is checked first, too, is to be the batch function
-            stack.enter_context(batch_statistics(model, moving))
-        problem = prepare(
+    with undisturbed(model):
+        yield prepare(
             model,
             inputs,
             forward=forward,
             outputs="full" if outputs == "auto" else outputs,
             names=list(selected),
             dtype=jacobian_dtype(selected, dtype),
-            batchnorms=moving if batchnorm == "probe" else [],
-        )
-        if batchnorm == "batch":
-            problem = stack.enter_context(as_batch_function(problem, moving))
-        yield problem
-
-
-@contextmanager
-def as_batch_function(problem: Problem, moving: Sequence[str]) -> Iterator[Problem]:
-    """Give a problem with the batch's own statistics, differentiated, in place of any others.
-
-    Args:
-        problem: Model and batch, whatever statistics they were prepared with.
-        moving: BatchNorms that training runs on batch statistics.
-
-    Yields:
-        The problem of the batch function, to be differentiated inside this only.
-    """
-    spec = replace(problem.spec, batchnorm="batch") if moving else problem.spec
-    with batch_statistics(problem.function.model, moving):
-        yield Problem(
-            problem.make,
-            problem.function,
-            problem.inputs,
-            problem.reduction,
-            problem.names,
-            {},
-            spec,
+            batchnorm=batchnorm,
+            batchnorms=moving,
         )
 
 
@@ -121,4 +88,4 @@ def is_coupled(problem: Problem) -> bool:
     except SampleCouplingError:
         return True
     # Whatever the check could see: a batch function taken in parts is another function.
-    return problem.spec.batchnorm == "batch"
+    return problem.spec.coupled

@@ -7,7 +7,7 @@ looked at again in float64 before a model is refused.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -71,12 +71,12 @@ def check_samples_independent(
     half = torch.arange(max(1, n // 2) - 1, -1, -1, device="cpu")
     alone = torch.tensor([n // 2], device="cpu")
     checks: list[_Check] = [
-        partial(_check_repeatable, buffers=buffers),
-        partial(_check_rows, rows=half, buffers=buffers),
-        partial(_check_rows, rows=alone, buffers=buffers),
-        partial(_check_gradients, reduction=reduction, names=names, buffers=buffers),
+        _check_repeatable,
+        partial(_check_rows, rows=half),
+        partial(_check_rows, rows=alone),
+        partial(_check_gradients, reduction=reduction, names=names),
     ]
-    _run(checks, make, inputs, names, dtype)
+    _run(checks, make, inputs, buffers, dtype)
 
 
 def check_repeatable(
@@ -99,37 +99,51 @@ def check_repeatable(
     Raises:
         RandomForwardError: If outputs depend on chance.
     """
-    _run([partial(_check_repeatable, buffers=buffers)], make, inputs, names, dtype)
+    _run([_check_repeatable], make, inputs, buffers, dtype)
 
 
 def _run(
     checks: Sequence[_Check],
     make: Callable[[torch.dtype], ModelFunction],
     inputs: Inputs,
-    names: Sequence[str],
+    buffers: Params,
     dtype: torch.dtype,
 ) -> None:
-    function = make(dtype)
-    device = function.params[names[0]].device
+    trial = _Trial(make(dtype), inputs, buffers)
+    device = trial.device
     wide = torch.float32 if device.type == "mps" else torch.float64
     allowed = _ROUNDING32 if device.type == "mps" else _ROUNDING
     for check in checks:
-        if check(function, inputs, allowed=allowed) is None:
+        if check(trial, allowed=allowed) is None:
             continue
         # Perhaps it is rounding: float64 tells.
         inputs64 = cast_inputs(inputs, device=device, dtype=wide)
-        explain = check(make(wide), inputs64, allowed=allowed)
+        explain = check(_Trial(make(wide), inputs64, buffers), allowed=allowed)
         if explain is not None:
             raise explain()
 
 
-def _check_repeatable(
-    function: ModelFunction, inputs: Inputs, *, buffers: Params, allowed: float
-) -> _Explain | None:
-    moved = _jolted(function)
+class _Trial:
+    """A model with its weights a little off, and its outputs on all samples, made once."""
 
-    def call() -> Tensor:
-        return function(moved, inputs, buffers)
+    def __init__(self, function: ModelFunction, inputs: Inputs, buffers: Params) -> None:
+        self.function, self.inputs, self.buffers = function, inputs, buffers
+        self.device = next(iter(function.params.values())).device
+        self.moved = _jolted(function)
+
+    def call(self) -> Tensor:
+        """Outputs on all samples, made anew."""
+        return self.function(self.moved, self.inputs, self.buffers)
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """The same, kept."""
+        with torch.no_grad():
+            return self.call()
+
+
+def _check_repeatable(trial: _Trial, *, allowed: float) -> _Explain | None:
+    inputs, function, call = trial.inputs, trial.function, trial.call
 
     def explain() -> SampleCouplingError:
         n = count_samples(inputs)
@@ -142,19 +156,16 @@ def _check_repeatable(
         )
 
     with torch.no_grad():
-        gap = _gap(call(), call())
+        gap = _gap(trial.call(), trial.whole)
     return None if gap <= allowed else explain
 
 
-def _check_rows(
-    function: ModelFunction, inputs: Inputs, *, rows: Tensor, buffers: Params, allowed: float
-) -> _Explain | None:
+def _check_rows(trial: _Trial, *, rows: Tensor, allowed: float) -> _Explain | None:
     """Compare outputs of some samples with the same rows of the whole batch."""
-    n = count_samples(inputs)
-    rows = rows.to(_device(function))
-    part = take(inputs, rows)
-    moved = _jolted(function)
-    calls = (lambda: function(moved, inputs, buffers), lambda: function(moved, part, buffers))
+    function, n = trial.function, count_samples(trial.inputs)
+    rows = rows.to(trial.device)
+    part = take(trial.inputs, rows)
+    calls = (trial.call, lambda: function(trial.moved, part, trial.buffers))
 
     def explain() -> SampleCouplingError:
         found = find_culprit(function.model, *calls, rows, n, tolerance=allowed)
@@ -165,7 +176,7 @@ def _check_rows(
         )
 
     with torch.no_grad():
-        expected = calls[0]()[rows]
+        expected = trial.whole[rows]
         try:
             gap = _gap(calls[1](), expected)
         except torch.OutOfMemoryError:
@@ -181,14 +192,10 @@ def _check_rows(
 
 
 def _check_gradients(
-    function: ModelFunction,
-    inputs: Inputs,
-    *,
-    reduction: Reduction,
-    names: Sequence[str],
-    buffers: Params,
-    allowed: float,
+    trial: _Trial, *, reduction: Reduction, names: Sequence[str], allowed: float
 ) -> _Explain | None:
+    function = trial.function
+
     def explain() -> SampleCouplingError:
         return SampleCouplingError(
             f"{type(function.model).__name__} mixes samples: with another sample beside it, the "
@@ -197,18 +204,13 @@ def _check_gradients(
             f"outputs= function that does so; use a form that does not, {_PART}."
         )
 
-    gap, name = _gradient_gap(function, inputs, reduction, names, buffers)
+    gap, name = _gradient_gap(trial, reduction, names)
     return None if gap <= allowed else explain
 
 
-def _gradient_gap(
-    function: ModelFunction,
-    inputs: Inputs,
-    reduction: Reduction,
-    names: Sequence[str],
-    buffers: Params,
-) -> tuple[float, str]:
+def _gradient_gap(trial: _Trial, reduction: Reduction, names: Sequence[str]) -> tuple[float, str]:
     """The largest change of a parameter's gradient when a second sample stands beside the first."""
+    function, inputs = trial.function, trial.inputs
     n = count_samples(inputs)
     first, second = n // 2, 0
     generator = torch.Generator().manual_seed(0)
@@ -216,8 +218,8 @@ def _gradient_gap(
 
     def gradients(samples: list[int]) -> list[Tensor]:
         leaves = function.leaf_params(list(names))
-        few = take(inputs, torch.tensor(samples, device=_device(function)))
-        outputs = reduction.flatten(function(leaves, few, buffers))[0]
+        few = take(inputs, torch.tensor(samples, device=trial.device))
+        outputs = reduction.flatten(function(leaves, few, trial.buffers))[0]
         if not outputs.requires_grad:
             return [torch.zeros_like(leaf) for leaf in leaves.values()]
         if reduction.directions is not None:
@@ -252,10 +254,6 @@ def _jolted(function: ModelFunction) -> Params:
             noise = torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
             moved[name] = tensor + _JOLT * torch.where(size > 0, size, 1.0) * noise
     return moved
-
-
-def _device(function: ModelFunction) -> torch.device:
-    return next(iter(function.params.values())).device
 
 
 def _gap(outputs: Tensor, reference: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The first call of a model in a measurement: on copies, so that a forward pass that writes shows.
+"""The first call of a model in a measurement, under guard: a forward pass may write to parameters.
 
 Only what the call does to parameters is looked at here; outputs are judged elsewhere.
 """
@@ -14,6 +14,7 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.parameters import parameters_of
+from ntkwatch.jacobian.write_guard import WriteGuard, WritesToParameter
 
 __all__ = ["attempt_on_copies", "first_call"]
 
@@ -26,13 +27,19 @@ def attempt_on_copies(
     def attempt(forward: ForwardFn) -> Any:
         function = ModelFunction(model, forward, dtype=dtype)
         with torch.no_grad():
-            return function(_copies(function), inputs)
+            try:
+                with WriteGuard(function.params.values()):
+                    return function({}, inputs)
+            except WritesToParameter:
+                return function(_copies(function), inputs)
 
     return attempt
 
 
 def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[str]]:
-    """Call a model on copies of its parameters and look at what became of them.
+    """Call a model and look at what it does to its parameters.
+
+    Only where it is about to write to one is it called again, on copies of all.
 
     Args:
         function: The model as a function.
@@ -46,9 +53,22 @@ def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[st
         ModelChangedError: If the forward pass changes a parameter.
         CoverageError: If it reads one that substitution does not reach.
     """
+    aliases = {name: tensor.detach() for name, tensor in function.params.items()}
+    try:
+        with WriteGuard(aliases.values()):
+            # With gradients on, so that outputs show whether they reach the model's own parameters.
+            outputs = function(aliases, inputs)
+    except WritesToParameter:
+        return _call_on_copies(function, inputs)
+    if any(alias.data_ptr() != function.params[name].data_ptr() for name, alias in aliases.items()):
+        return _call_on_copies(function, inputs)  # one was given other .data
+    _check_reached(function.model, outputs)
+    return outputs.detach(), []
+
+
+def _call_on_copies(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[str]]:
     copies = _copies(function)
     versions = {name: copy._version for name, copy in copies.items()}
-    # With gradients on, so that the outputs show whether they reach the model's own parameters.
     outputs = function(copies, inputs)
     changed = _changed(copies, function.params)
     if changed:

@@ -6,15 +6,17 @@ Guesses are made in a fixed order and the first that works is kept; ``forward=``
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import ForwardError, OutputError
+from ntkwatch.errors import ForwardError, NonFiniteError, OutputError
 from ntkwatch.jacobian.inputs import Inputs, leaves
 
 __all__ = [
     "ForwardFn",
     "call_with_inputs",
     "check_outputs",
+    "check_outputs_finite",
     "first_line",
     "guess_forward",
     "outputs_of",
@@ -154,3 +156,22 @@ def first_line(error: Exception) -> str:
     """Return the first line of an error's message, for use inside another one."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else "no message"
+
+
+def check_outputs_finite(values: Tensor, model: nn.Module) -> None:
+    """Refuse outputs that hold NaN or infinity.
+
+    Args:
+        values: Outputs on the probe.
+        model: Whose they are, for the message.
+
+    Raises:
+        NonFiniteError: If some are.
+    """
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{bad} of the {values.numel()} outputs of {type(model).__name__} on the probe are NaN "
+            "or infinite, so they have no derivative. Check the inputs for NaN and the weights for "
+            "divergence."
+        )

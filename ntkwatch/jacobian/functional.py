@@ -16,7 +16,7 @@ from ntkwatch.jacobian.forward import ForwardFn, call_with_inputs, outputs_of
 from ntkwatch.jacobian.inputs import Inputs, map_inputs, ordinary, to_dtype
 from ntkwatch.jacobian.parameters import clean_name, parameters_of
 
-__all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries"]
+__all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries", "real_size"]
 
 Params = dict[str, Tensor]
 
@@ -64,6 +64,7 @@ class ModelFunction:
         }
         self._call = _Call(model, forward if forward is not None else call_with_inputs)
         self._slots = _slots(model)
+        self._copied: set[str] = set()
 
     def __call__(
         self,
@@ -96,6 +97,11 @@ class ModelFunction:
         """Hold copies of the named parameters: of those that the forward pass writes to."""
         for name in names:
             self.params[name] = self.params[name].clone()
+            self._copied.add(name)
+
+    def borrowed(self) -> list[Tensor]:
+        """Return the parameters that may share memory with the model's own."""
+        return [tensor for name, tensor in self.params.items() if name not in self._copied]
 
     def put_state(self, state: Params) -> None:
         """Use these parameters and buffers instead of the model's present ones, where named."""
@@ -144,6 +150,11 @@ def jacobian_dtype(parameters: Mapping[str, Tensor], wanted: torch.dtype | None)
 def real_entries(tensor: Tensor) -> Tensor:
     """Return a complex tensor as pairs of real and imaginary parts; a real one as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def real_size(tensor: Tensor) -> int:
+    """Return how many real numbers a tensor holds; a complex one counts twice."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
 def _slots(model: nn.Module) -> dict[str, str]:

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from ntkwatch.errors import InputError
-from ntkwatch.jacobian.batch_function import BatchStatistics, batch_problem
+from ntkwatch.jacobian.batch_function import batch_problem, is_coupled
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.products import KernelProducts
+from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.kernel.lanczos import TopEigenvalues, lanczos
 
 __all__ = ["top_eigenvalues"]
@@ -28,7 +29,7 @@ def top_eigenvalues(
     forward: ForwardFn | None = None,
     outputs: OutputsSpec = "full",
     params: str | Sequence[str] | None = None,
-    batchnorm: BatchStatistics = "running",
+    batchnorm: BatchNormMode = "running",
     dtype: torch.dtype | None = None,
     memory_budget: str | int = "1GiB",
     tolerance: float | None = None,
@@ -77,7 +78,7 @@ def top_eigenvalues(
         batchnorm=batchnorm,
         dtype=dtype,
     ) as problem:
-        whole = problem.spec.batchnorm == "batch"
+        whole = batchnorm == "batch" and is_coupled(problem)
         if not whole:
             problem.check_samples_independent()
         products = KernelProducts(problem, budget=budget, coupled=whole)

@@ -1,38 +1,34 @@
-"""A model and a probe made ready for an engine: every check passed, every choice made.
+"""A model and a probe made ready for an engine: every check passed, every setting resolved.
 
-Which engine then computes the rows is decided here too; the arithmetic is in the engines and in
-``blocks``.
+Which engine computes what is decided in ``compute``.
 """
 
 import copy
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import CoverageError, InputError, NonFiniteError, OutputError
-from ntkwatch.jacobian.agreement import why_not_vmap
+from ntkwatch.errors import InputError, OutputError
+from ntkwatch.jacobian.acquaintance import acquainted, kind_of_use
 from ntkwatch.jacobian.batchnorm import batch_statistics, outputs_on, statistics_in
-from ntkwatch.jacobian.blocks import contract
+from ntkwatch.jacobian.compute import Ingredients, compute
 from ntkwatch.jacobian.coupling import check_repeatable, check_samples_independent
 from ntkwatch.jacobian.first_call import attempt_on_copies, first_call
-from ntkwatch.jacobian.forward import ForwardFn, check_outputs, guess_forward
-from ntkwatch.jacobian.functional import ModelFunction, Params
+from ntkwatch.jacobian.forward import (
+    ForwardFn,
+    check_outputs,
+    check_outputs_finite,
+    guess_forward,
+)
+from ntkwatch.jacobian.functional import ModelFunction, Params, real_size
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
-from ntkwatch.jacobian.loop import BatchRows, LoopRows
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction, resolve_outputs
-from ntkwatch.jacobian.parameters import layer_of
-from ntkwatch.jacobian.plan import KernelPlan
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel, KernelSpec
-from ntkwatch.jacobian.structured.engine import Served, serve
-from ntkwatch.jacobian.vmapped import VmapRows
 from ntkwatch.kernel.gram import unflatten_kernel
 
 __all__ = ["Problem", "prepare"]
-
-_log = logging.getLogger(__name__)
 
 
 class Problem:
@@ -47,6 +43,7 @@ class Problem:
         buffers: Buffers to use instead of the model's own.
         spec: Settings.
         batchnorms: BatchNorms that training runs on batch statistics.
+        use: What this use of the model is remembered by.
     """
 
     def __init__(
@@ -59,16 +56,17 @@ class Problem:
         buffers: Params,
         spec: KernelSpec,
         batchnorms: Sequence[str] = (),
+        use: Hashable = None,
     ) -> None:
         self.make = make
         self.function, self.inputs, self.reduction = function, inputs, reduction
         self.names, self.buffers, self.spec = names, buffers, spec
-        self.batchnorms = batchnorms
+        self.batchnorms, self.use = batchnorms, use
 
     @property
     def row_bytes(self) -> int:
         """Bytes of all Jacobian rows together: what is never held at once beyond the budget."""
-        entries = sum(_real_size(self.function.params[name]) for name in self.names)
+        entries = sum(real_size(self.function.params[name]) for name in self.names)
         samples = count_samples(self.inputs)
         return samples * self.reduction.rows * entries * self.function.dtype.itemsize
 
@@ -105,7 +103,8 @@ class Problem:
             return
         if count_samples(inputs) == 1 and other is not None:
             inputs = self._columns(other)
-        if count_samples(inputs) > 1:
+        known = acquainted(self.function.model, self.use)
+        if count_samples(inputs) > 1 and not known.independent:
             check_samples_independent(
                 self.make,
                 inputs,
@@ -114,6 +113,7 @@ class Problem:
                 dtype=self.function.dtype,
                 buffers=self.buffers,
             )
+            known.independent = inputs is self.inputs
 
     def kernel(
         self,
@@ -126,8 +126,16 @@ class Problem:
         """Return the kernel; ``order`` takes the samples in another order and puts them back."""
         inputs = self.inputs if order is None else take(self.inputs, order)
         columns = None if other is None else self._columns(other)
-        served = self._served(inputs, columns, engine, budget)
-        matrix, layers, coverage = self._combined(served, inputs, columns, engine, budget)
+        ingredients = Ingredients(
+            make=self.make,
+            function=self.function,
+            reduction=self.reduction,
+            names=tuple(self.names),
+            buffers=self.buffers,
+            coupled=self.spec.coupled,
+            batchnorms=tuple(self.batchnorms),
+        )
+        matrix, layers, coverage, plan = compute(ingredients, inputs, columns, engine, budget)
         if self.reduction.full:
             matrix = unflatten_kernel(matrix, (self.reduction.rows,) * 2)
         if order is not None:
@@ -137,71 +145,7 @@ class Problem:
             layers = {name: part[back][:, across] for name, part in layers.items()}
         if not bool(matrix.any()):
             self._check_connected()
-        steps = () if served.parts is None else tuple(served.parts.steps)
-        return Kernel(
-            matrix=matrix, layers=layers, coverage=coverage, spec=self.spec, plan=KernelPlan(steps)
-        )
-
-    def _served(
-        self, inputs: Inputs, columns: Inputs | None, engine: EngineName, budget: int
-    ) -> Served:
-        """What the structured engine computes: by choice, or of coupled samples, nothing."""
-        layers = {name: layer_of(name) for name in self.names}
-        if self.spec.coupled or engine not in ("auto", "structured"):
-            return Served(parts=None, left_out=tuple(layers), reason="")
-        served = serve(
-            self.make, self.function, inputs, columns, self.reduction, layers, self.buffers, budget
-        )
-        if served.left_out and engine == "structured":
-            raise CoverageError(
-                f"engine='structured' cannot serve {', '.join(served.left_out[:3])} of "
-                f"{type(self.function.model).__name__}: {served.reason}. Use engine='auto', which "
-                "computes them by plain autograd."
-            )
-        if served.left_out:
-            _log.info(
-                "%d of %d parameters are left to another engine (%s)",
-                len(served.left_out),
-                len(layers),
-                served.reason,
-            )
-        return served
-
-    def _combined(
-        self,
-        served: Served,
-        inputs: Inputs,
-        columns: Inputs | None,
-        engine: EngineName,
-        budget: int,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, str]]:
-        """The whole kernel, its layers in the parameters' order, and who computed what."""
-        coverage = {} if served.parts is None else dict(served.parts.coverage)
-        sums: list[tuple[Tensor, dict[str, Tensor]]] = []
-        if served.parts is not None:
-            sums.append((served.parts.total, served.parts.layers))
-        if served.left_out:
-            names = [name for name in self.names if name in served.left_out]
-            left, right = self._rows(inputs, columns, names, engine, budget)
-            found = contract(
-                left,
-                right,
-                {name: _real_size(self.function.params[name]) for name in names},
-                {name: layer_of(name) for name in names},
-                full=self.reduction.full,
-                itemsize=self.function.dtype.itemsize,
-                device=self.function.params[names[0]].device,
-                budget=budget,
-            )
-            sums.append(found)
-            coverage |= dict.fromkeys(names, left.route)
-        total = sums[0][0] if len(sums) == 1 else sums[0][0] + sums[1][0]
-        layers: dict[str, Tensor] = {}
-        for name in self.names:
-            layer = layer_of(name)
-            terms = [parts[layer] for _, parts in sums if layer in parts]
-            layers[layer] = terms[0] if len(terms) == 1 else terms[0] + terms[1]
-        return total, layers, {name: coverage[name] for name in self.names}
+        return Kernel(matrix=matrix, layers=layers, coverage=coverage, spec=self.spec, plan=plan)
 
     def _columns(self, other: Inputs) -> Inputs:
         """The second inputs of a cross kernel, refused unless their outputs are of one kind."""
@@ -239,43 +183,6 @@ class Problem:
                 "it is given?"
             )
 
-    def _rows(
-        self,
-        inputs: Inputs,
-        other: Inputs | None,
-        names: list[str],
-        engine: EngineName,
-        budget: int,
-    ) -> tuple[VmapRows | LoopRows, VmapRows | LoopRows | None]:
-        if self.spec.coupled:
-            kept = self.function, inputs, self.reduction, self.buffers
-            return BatchRows(*kept, batchnorms=self.batchnorms), None
-        kind: type[VmapRows] | type[LoopRows] = LoopRows
-        if engine != "loop":
-            failure = why_not_vmap(
-                self.make,
-                inputs,
-                self.reduction,
-                names,
-                dtype=self.function.dtype,
-                buffers=self.buffers,
-                budget=budget,
-            )
-            if failure is None:
-                kind = VmapRows
-            elif engine == "vmap":
-                raise CoverageError(
-                    f"engine='vmap' cannot differentiate {type(self.function.model).__name__}: "
-                    f"{failure}. Use engine='auto' or 'loop'."
-                )
-            else:
-                _log.info("vmap cannot be used (%s); plain autograd is used instead", failure)
-
-        def rows(samples: Inputs) -> VmapRows | LoopRows:
-            return kind(self.function, samples, self.reduction, self.buffers)
-
-        return rows(inputs), None if other is None else rows(other)
-
 
 def prepare(
     model: nn.Module,
@@ -309,17 +216,20 @@ def prepare(
 
     Returns:
         The problem.
-
-    Raises:
-        NonFiniteError: If outputs are NaN or infinite.
     """
     n = count_samples(inputs)
     device = next(model.parameters()).device
     inputs = cast_inputs(inputs, device=device, dtype=dtype)
+    use = kind_of_use(
+        model, inputs, forward, outputs, tuple(names), dtype, batchnorm, tuple(batchnorms)
+    )
+    known = acquainted(model, use)
     words = "forward="
     if forward is None:
-        few = take(inputs, slice(0, 2))
-        forward, words = guess_forward(model, few, attempt_on_copies(model, few, dtype))
+        if known.guess is None:
+            few = take(inputs, slice(0, 2))
+            known.guess = guess_forward(model, few, attempt_on_copies(model, few, dtype))
+        forward, words = known.guess
     written: list[str] = []
 
     def make(kind: torch.dtype) -> ModelFunction:
@@ -329,21 +239,20 @@ def prepare(
         function.copy_params(written)
         return function
 
-    values, found = first_call(make(dtype), inputs)
-    written.extend(found)
+    if known.output_shape is None:
+        values, found = first_call(make(dtype), inputs)
+        known.written = tuple(found)
+    else:
+        values = torch.zeros(known.output_shape, dtype=dtype, device=device)
+    written.extend(known.written)
     function = make(dtype)
     statistics = statistics_in(model, batchnorm, batchnorms)
     buffers = function.own_buffers(reference or {}) if statistics == "reference" else {}
     if buffers or statistics in ("probe", "batch"):
         buffers, values = outputs_on(statistics, function, inputs, batchnorms, buffers)
     check_outputs(values, n)
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
-        raise NonFiniteError(
-            f"{bad} of the {values.numel()} outputs of {type(model).__name__} on the probe are NaN "
-            "or infinite, so they have no derivative. Check the inputs for NaN and the weights for "
-            "divergence."
-        )
+    check_outputs_finite(values, model)
+    known.output_shape = tuple(values.shape)
     reduction = resolve_outputs(outputs, values)
     spec = KernelSpec(
         outputs=reduction.name,
@@ -353,8 +262,4 @@ def prepare(
         batchnorm=statistics,
         forward=words,
     )
-    return Problem(make, function, inputs, reduction, names, buffers, spec, batchnorms)
-
-
-def _real_size(parameter: Tensor) -> int:
-    return parameter.numel() * (2 if parameter.is_complex() else 1)
+    return Problem(make, function, inputs, reduction, names, buffers, spec, batchnorms, use)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ntkwatch.jacobian.batchnorm import batch_statistics
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_entries
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, dense, take
 from ntkwatch.jacobian.linearize import OutputsOf, jacobian_vector_product, unchecked_product
@@ -34,7 +35,8 @@ class KernelProducts:
     Args:
         problem: Model and batch.
         budget: Bytes for what passes keep, as far as samples can be taken in chunks.
-        coupled: Whether samples depend on each other, so that the batch is taken whole.
+        coupled: Whether samples depend on each other, so that the batch is taken whole; it always
+            is where the problem differentiates batch statistics.
 
     Attributes:
         problem: Model and batch.
@@ -53,7 +55,7 @@ class KernelProducts:
         self.method: str | None = None
         # The largest |J' u| / |u| so far: what is known of |J|.
         self._gain = torch.zeros((), dtype=widest_float(self.device), device=self.device)
-        step = self.rows if coupled else self._chunk(budget)
+        step = self.rows if coupled or problem.spec.coupled else self._chunk(budget)
         self._chunks = [
             slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step)
         ]
@@ -184,7 +186,13 @@ class KernelProducts:
             name: buffer.to(function.dtype) if buffer.is_floating_point() else buffer
             for name, buffer in self.problem.buffers.items()
         }
-        return lambda params: self.problem.reduction.flatten(function(params, inputs, buffers))
+        on_batch = self.problem.batchnorms if self.problem.spec.coupled else ()
+
+        def outputs_of(params: Params) -> Tensor:
+            with batch_statistics(function.model, on_batch):
+                return self.problem.reduction.flatten(function(params, inputs, buffers))
+
+        return outputs_of
 
     def _outputs(self, chunk: slice) -> tuple[Tensor, Params]:
         """Outputs in the graph of all parameters; the graph is kept if it is the only one."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError, KernelMismatchError
-from ntkwatch.jacobian.batch_function import BatchStatistics, batch_problem, is_coupled
+from ntkwatch.jacobian.batch_function import batch_problem, is_coupled
 from ntkwatch.jacobian.blocks import contract
 from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.jacobian.forward import ForwardFn
@@ -23,7 +23,7 @@ from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.products import KernelProducts
-from ntkwatch.jacobian.spec import KernelSpec
+from ntkwatch.jacobian.spec import BatchNormMode, KernelSpec
 from ntkwatch.kernel.gram import check_finite, widest_float
 from ntkwatch.kernel.sketched import MIN_COLUMNS, gaussian_columns
 
@@ -90,7 +90,7 @@ def sketch_kernel(
     forward: ForwardFn | None = None,
     outputs: OutputsSpec = "full",
     params: str | Sequence[str] | None = None,
-    batchnorm: BatchStatistics = "batch",
+    batchnorm: BatchNormMode = "batch",
     columns: int = 32,
     form: SketchForm = "one-sided",
     dtype: torch.dtype | None = None,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
-from ntkwatch.jacobian.batch_function import BatchStatistics, batch_problem, is_coupled
+from ntkwatch.jacobian.batch_function import batch_problem, is_coupled
 from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.inputs import Inputs
@@ -19,6 +19,7 @@ from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.products import KernelProducts
 from ntkwatch.jacobian.sketch import KernelSketch, check_comparable, draw_sketch
+from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.kernel.gram import offdiag
 from ntkwatch.kernel.sketched import Estimate, drift_of_grams, drift_of_images
 
@@ -100,7 +101,7 @@ def drift_within(
     forward: ForwardFn | None = None,
     outputs: OutputsSpec = "full",
     params: str | Sequence[str] | None = None,
-    batchnorm: BatchStatistics = "batch",
+    batchnorm: BatchNormMode = "batch",
     dtype: torch.dtype | None = None,
     memory_budget: str | int = "1GiB",
     level: float = 0.95,

@@ -8,9 +8,11 @@ from jacobian.models import MLP, Alias, Cancels, Checkpointed, LastHidden, Route
 from torch import nn
 
 from ntkwatch.errors import CoverageError, OutputError
+from ntkwatch.jacobian import compute
 from ntkwatch.jacobian.engine import empirical_ntk
 from ntkwatch.jacobian.functional import ModelFunction
 from ntkwatch.jacobian.problem import prepare
+from ntkwatch.jacobian.structured.engine import Served
 from ntkwatch.jacobian.undisturbed import undisturbed
 
 from oracles import dense_ntk
@@ -57,8 +59,19 @@ MISTAKES = {
 }
 
 
+@pytest.fixture
+def without_structured(monkeypatch):
+    """As if the structured engine could serve nothing, so that the others are seen to take over."""
+
+    def nothing(make, function, inputs, other, reduction, layers, buffers, budget):
+        return Served(parts=None, left_out=tuple(layers), reason="not asked")
+
+    monkeypatch.setattr(compute, "serve", nothing)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.usefixtures("without_structured")
 def test_a_wrong_batching_rule_is_caught_and_the_loop_takes_over(mistake, dtype, caplog):
     model, x = _mistaken(MISTAKES[mistake]), torch.randn(5, 4)
     with caplog.at_level(logging.INFO, logger="ntkwatch"):
@@ -70,6 +83,7 @@ def test_a_wrong_batching_rule_is_caught_and_the_loop_takes_over(mistake, dtype,
         empirical_ntk(model, x, engine="vmap", dtype=dtype)
 
 
+@pytest.mark.usefixtures("without_structured")
 def test_a_wrong_gradient_of_one_small_parameter_is_caught():
     """Its share of the whole gradient is a thousandth."""
 
@@ -95,6 +109,7 @@ def test_a_wrong_gradient_of_one_small_parameter_is_caught():
     ],
     ids=["LSTM", "routed", "PReLU"],
 )
+@pytest.mark.usefixtures("without_structured")
 def test_what_vmap_cannot_do_the_loop_does(model, inputs):
     kernel = empirical_ntk(model, inputs, dtype=torch.float64)
     assert kernel.coverage == dict.fromkeys(dict(model.named_parameters()), "loop")
@@ -103,6 +118,7 @@ def test_what_vmap_cannot_do_the_loop_does(model, inputs):
         empirical_ntk(model, inputs, engine="vmap", dtype=torch.float64)
 
 
+@pytest.mark.usefixtures("without_structured")
 def test_an_error_without_a_message_is_no_obstacle():
     class Picky(MLP):
         def forward(self, x):
@@ -114,6 +130,7 @@ def test_an_error_without_a_message_is_no_obstacle():
     assert set(kernel.coverage.values()) == {"loop"}
 
 
+@pytest.mark.usefixtures("without_structured")
 def test_rounding_in_float32_does_not_cost_the_fast_engine():
     """The features are rounding, which two orders of arithmetic do not share; float64 tells."""
     kernel = empirical_ntk(Cancels(), torch.randn(6, 300), outputs="trace")
@@ -123,7 +140,7 @@ def test_rounding_in_float32_does_not_cost_the_fast_engine():
 # Weights that an engine could miss. ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "structured", "vmap", "loop"])
 def test_a_weight_read_past_its_attribute_is_refused_by_name(engine):
     """Substitution does not reach it: its part of the kernel would be zero without a word."""
     with pytest.raises(CoverageError, match=r"Alias reads 1 of its parameters \(weight\) by a ref"):
@@ -160,7 +177,7 @@ def test_a_model_that_differentiates_itself_has_a_kernel():
     assert gap(kernel.matrix, expected) < 1e-12
 
 
-@pytest.mark.parametrize("engine", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "structured", "vmap", "loop"])
 @pytest.mark.parametrize("how", ["no_grad", "detach", "another model"])
 def test_outputs_without_a_derivative_are_refused_rather_than_zero(engine, how):
     model, other = MLP(), MLP()
@@ -222,7 +239,7 @@ def test_checkpointing_is_differentiated_at_the_weights_it_was_called_with(use_r
             assert gap(kernel.matrix, dense_ntk(other, x)) < 1e-13
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["structured", "vmap", "loop"])
 def test_a_problem_at_other_weights_is_that_of_a_model_with_these(engine):
     model, other, x = MLP(), MLP(), torch.randn(4, 4)
     with undisturbed(model):

@@ -19,7 +19,7 @@ from torch import nn
 
 import ntkwatch.jacobian.products as products_module
 from ntkwatch.errors import CoverageError
-from ntkwatch.jacobian.batch_function import as_batch_function, batch_problem, is_coupled
+from ntkwatch.jacobian.batch_function import batch_problem, is_coupled
 from ntkwatch.jacobian.products import KernelProducts
 
 from oracles import dense_ntk
@@ -115,18 +115,19 @@ def test_batch_statistics_are_differentiated():
     assert gap(_apply(model, x, v, batchnorm="probe")[0], found) > 0.05
 
 
-def test_a_problem_prepared_with_constant_statistics_becomes_the_batch_function():
-    model, x, v = NormedNet().train(), torch.randn(8, 4), _vectors(24)
+@pytest.mark.parametrize("batchnorm", ["running", "probe", "batch"])
+def test_products_are_those_of_the_kernel_of_the_same_problem(batchnorm):
+    """One problem, two ways: what its rows make of it, and what its products do."""
+    model, v = NormedNet().train(), _vectors(24)
+    with torch.no_grad():
+        model(torch.randn(50, 4) + 1)
     options = {"forward": None, "params": None, "dtype": torch.float64, "outputs": "full"}
-    with batch_problem(model, x, batchnorm="probe", **options) as probe:
-        with as_batch_function(probe, ["1"]) as problem:
-            products = KernelProducts(problem, budget=2**30, coupled=True)
-            found = torch.stack([products.times(u) for u in v.T], dim=1)
-        assert problem.spec.batchnorm == "batch"
-        assert probe.spec.batchnorm == "probe"
-        before = KernelProducts(probe, budget=2**30, coupled=False).times(v[:, 0])
-    assert gap(found, flat_kernel(model, x) @ v) < 1e-12
-    assert gap(before, found[:, 0]) > 0.02
+    with batch_problem(model, torch.randn(8, 4), batchnorm=batchnorm, **options) as problem:
+        products = KernelProducts(problem, budget=2**30, coupled=False)
+        found = torch.stack([products.times(u) for u in v.T], dim=1)
+        kernel = problem.kernel(engine="loop", budget=2**30)
+        assert problem.spec.batchnorm == batchnorm
+    assert gap(found, flat(kernel.matrix) @ v) < 1e-12
 
 
 def test_batch_statistics_are_never_taken_in_parts():

@@ -126,7 +126,9 @@ def test_a_budget_that_is_no_size_is_refused(budget):
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"engine='fast' is not known.*auto, vmap, loop"):
+    with pytest.raises(
+        InputError, match=r"engine='fast' is not known.*auto, structured, vmap, loop"
+    ):
         unwrap(empirical_ntk)(MLP(), _x(), engine="fast")
 
 

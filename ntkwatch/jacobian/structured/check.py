@@ -7,6 +7,8 @@ given to the wrong sample show.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from ntkwatch.jacobian.functional import real_entries
 from ntkwatch.jacobian.inputs import dense
 from ntkwatch.jacobian.structured.graph import Unstructured
-from ntkwatch.jacobian.structured.kernel import Pass, structured_kernel
+from ntkwatch.jacobian.structured.kernel import structured_kernel
+from ntkwatch.jacobian.structured.passes import Pass
 from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["check_against_autograd", "trust", "trusted"]
@@ -24,6 +27,7 @@ __all__ = ["check_against_autograd", "trust", "trusted"]
 # models that compute partly in float32 inside float64 are why the first is not smaller.
 _ALLOWED = {torch.float64: 1e-6, torch.float32: 2e-3}
 _SEED = 0xC0
+_PIECE = 2**20
 
 _checked: WeakKeyDictionary[nn.Module, set[tuple[int, tuple[str, ...]]]] = WeakKeyDictionary()
 
@@ -50,6 +54,8 @@ def check_against_autograd(side: Pass, names: Sequence[str], budget: int) -> Non
         Unstructured: If they disagree; it names the parameter and its operations.
     """
     outputs, kept = side.tape.outputs, side.count
+    if not outputs.requires_grad:
+        return  # no parameter is used; whether that is right is asked elsewhere
     generator = torch.Generator().manual_seed(_SEED)
     direction = torch.randn(outputs.shape[1], generator=generator, device="cpu").to(outputs)
     weights = torch.zeros(len(outputs), device="cpu", dtype=torch.float64)
@@ -81,18 +87,27 @@ _TINY = 1e-300
 
 
 def _by_autograd(side: Pass, names: Sequence[str], cotangent: Tensor) -> dict[str, Tensor]:
-    """Squared norms of the summed gradients."""
+    """Squared norms of the summed gradients, each dropped as soon as it is measured."""
     tape = side.tape
-    leaves = [tape.leaves[name] for name in names]
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(
-        tape.outputs, leaves, cotangent * tape.scale, retain_graph=True, allow_unused=True
-    )
-    found = {}
-    for name, gradient in zip(names, gradients, strict=True):
-        if gradient is None:
-            found[name] = torch.zeros((), dtype=torch.float64, device=cotangent.device)
-        else:
-            entries = real_entries(dense(gradient)).flatten()
-            size = torch.linalg.vector_norm(entries, dtype=widest_float(entries.device))
-            found[name] = (size / tape.scale).square()
+    wide = widest_float(cotangent.device)
+    found = dict.fromkeys(names, torch.zeros((), dtype=wide, device=cotangent.device))
+
+    def measure(name: str, gradient: Tensor) -> Tensor:
+        # In pieces: the gradient of an embedding in float64 would be as large again, twice.
+        pieces = real_entries(dense(gradient)).flatten().split(_PIECE)
+        squares = torch.stack([piece.to(wide).square().sum() for piece in pieces])
+        found[name] = squares.sum() / tape.scale**2
+        if gradient.layout is not torch.strided:
+            return gradient
+        # All gradients together are as large as the model; this one takes no memory.
+        return torch.zeros((), dtype=gradient.dtype, device=gradient.device).expand(gradient.shape)
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = tape.leaves[name].register_hook(partial(measure, name))
+            stack.callback(handle.remove)
+        leaves = [tape.leaves[name] for name in names]
+        torch.autograd.grad(
+            tape.outputs, leaves, cotangent * tape.scale, retain_graph=True, allow_unused=True
+        )
     return found

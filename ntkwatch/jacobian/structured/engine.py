@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from ntkwatch.errors import NtkwatchError
-from ntkwatch.jacobian.forward import first_line
+from ntkwatch.jacobian.forward import check_outputs_finite, first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.structured.check import check_against_autograd, trust, trusted
 from ntkwatch.jacobian.structured.graph import Unstructured
-from ntkwatch.jacobian.structured.kernel import Parts, Pass, structured_kernel
+from ntkwatch.jacobian.structured.kernel import Parts, structured_kernel
+from ntkwatch.jacobian.structured.passes import Pass, run_pass
 from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["Served", "serve"]
@@ -69,8 +70,9 @@ def serve(
         sides: list[Pass] = []
         try:
             for samples in (inputs,) if other is None else (inputs, other):
-                side = Pass(function, samples, reduction, list(wanted), buffers, budget)
+                side = run_pass(function, samples, reduction, list(wanted), buffers, budget)
                 sides.append(side)
+                check_outputs_finite(side.tape.outputs, function.model)
                 if not trusted(side, function.model, list(wanted)):
                     _check(side, make, samples, reduction, list(wanted), buffers, budget)
                     trust(side, function.model, list(wanted))
@@ -119,7 +121,7 @@ def _check(
         # Perhaps it is rounding, in a parameter whose gradients nearly cancel: float64 tells.
         function = make(wide)
         samples = cast_inputs(samples, device=device, dtype=wide)
-        again = Pass(function, samples, reduction, names, buffers, budget)
+        again = run_pass(function, samples, reduction, names, buffers, budget)
         check_against_autograd(again, names, budget)
 
 

@@ -1,68 +1,214 @@
-"""Which order of contraction is cheapest for an operation."""
+"""What will be computed for each parameter of a pass, in which order and in which company.
 
-__all__ = ["cheapest_order", "multiplications"]
+Parameters share backward passes as far as their operands fit the memory budget together.
+"""
 
-# A number written to and read from memory costs about as much as this many multiplications of a
-# matrix product.
-_MEMORY = 8.0
+from dataclasses import dataclass
+
+from ntkwatch.jacobian.plan import KernelPlan, Step
+from ntkwatch.jacobian.structured.graph import shape_of
+from ntkwatch.jacobian.structured.operands import Bundle, size_of
+from ntkwatch.jacobian.structured.orders import cheapest_order
+from ntkwatch.jacobian.structured.passes import Pass
+
+__all__ = ["Group", "Planner"]
+
+_SCRATCH = 3 * 2**22  # bytes: intermediates of a contraction are kept to the size of a cache
 
 
-def multiplications(
-    order: str, n: int, r: int, t: int, d: int, e: int, *, full: bool
-) -> tuple[float, float]:
-    """Return the multiplications of an order, and the numbers it moves through memory.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Parameters that share backward passes.
+
+    Attributes:
+        names: The parameters.
+        as_rows: Those whose gradients are held as rows.
+        blocks: Output directions in blocks that are held at once.
+        passes: Backward passes in all.
+    """
+
+    names: tuple[str, ...]
+    as_rows: frozenset[str]
+    blocks: tuple[range, ...]
+    passes: int
+
+
+class Planner:
+    """Sorts the parameters of one or two passes.
 
     Args:
-        order: "ghost", "mixed" or "materialise".
-        n: Samples.
-        r: Directions.
-        t: Positions.
-        d: Activations per position.
-        e: Cotangents per position.
-        full: Whether directions are kept apart.
+        left: The first samples.
+        right: The second; None for the same.
+        names: Parameters wanted.
+        rows: Directions R.
+        full: Whether to keep directions apart.
+        budget: Bytes that may be held beyond the forward pass.
 
-    Returns:
-        Both counts, with the symmetry of the kernel used.
+    Attributes:
+        full: The same, unless there is but one direction.
+        groups: Parameters that are contracted pass by pass.
+        large: Parameters whose rows do not fit, for blocks of samples.
+        plan: All this for people.
     """
-    pairs = 0.5 * n * n
-    kept = r * r if full else r
-    if order == "materialise":
-        return n * r * t * d * e + pairs * kept * d * e, 2 * n * r * d * e + n * t * d
-    if order == "ghost":
-        if full:
-            return pairs * t * t * d + pairs * r * r * t * t * e, pairs * t * t * (1 + 3 * r * r)
-        return pairs * t * t * (d + r * e), 4 * pairs * t * t
-    return (
-        pairs * t * t * (d + r * e) + pairs * r * r * t * e,
-        pairs * t * (t + 3 * r * e),
-    )
 
+    def __init__(
+        self,
+        left: Pass,
+        right: Pass | None,
+        names: list[str],
+        rows: int,
+        *,
+        full: bool,
+        budget: int,
+    ) -> None:
+        self.left, self.right, self.rows = left, right, rows
+        self.full, self.budget = full and rows > 1, budget
+        self.itemsize = left.tape.outputs.element_size()
+        self.samples = left.count + (0 if right is None else right.count)
+        served = [
+            name
+            for name in names
+            if name in left.parameters and (right is None or name in right.parameters)
+        ]
+        self._bundles = {name: self._paired(name) for name in served}
+        self.large = [name for name in served if not self._bundles[name] and self._too_many(name)]
+        self.groups = self._grouped([name for name in served if name not in self.large])
+        passes = {name: group.passes for group in self.groups for name in group.names}
+        self.plan = KernelPlan(
+            steps=tuple(
+                self._step(name, passes.get(name, self._sample_passes(name))) for name in served
+            ),
+            passes=sum(group.passes for group in self.groups)
+            + sum(self._sample_passes(name) for name in self.large),
+        )
 
-def cheapest_order(
-    n: int, r: int, t: int, d: int, e: int, *, full: bool, indexed: bool
-) -> tuple[str, float]:
-    """Return the cheapest order and its multiplications.
+    def bundles(self, name: str) -> list[tuple[Bundle, Bundle]]:
+        """Return a parameter's outer products on both sides, in pairs; none if rows are needed."""
+        return self._bundles[name]
 
-    Args:
-        n: Samples.
-        r: Directions.
-        t: Positions.
-        d: Activations per position.
-        e: Cotangents per position.
-        full: Whether directions are kept apart.
-        indexed: Whether activations are indices: compared rather than multiplied.
+    def order(self, bundle: Bundle) -> tuple[str, float]:
+        """Return the cheapest order for a bundle and its multiplications."""
+        count = self.left.count if self.right is None else max(self.left.count, self.right.count)
+        return cheapest_order(
+            count,
+            self.rows,
+            bundle.length,
+            bundle.depth,
+            bundle.width,
+            full=self.full,
+            indexed=bundle.indexed,
+        )
 
-    Returns:
-        "ghost", "mixed" or "materialise", and a count.
-    """
-    several = full and r > 1
-    orders = ["ghost"] if not several or t == 1 else ["mixed"]
-    if not indexed:
-        orders.append("materialise")
+    def _paired(self, name: str) -> list[tuple[Bundle, Bundle]]:
+        first = self.left.parameters[name].bundles
+        if self.right is None:
+            return [(bundle, bundle) for bundle in first]
+        second = {bundle.layout: bundle for bundle in self.right.parameters[name].bundles}
+        if set(second) != {bundle.layout for bundle in first}:
+            return []
+        return [(bundle, second[bundle.layout]) for bundle in first]
 
-    def cost(order: str) -> float:
-        products, moved = multiplications(order, n, r, t, 1 if indexed else d, e, full=several)
-        return products + _MEMORY * moved
+    def _too_many(self, name: str) -> bool:
+        """Whether rows, or the gradients that they are made of, take too much memory."""
+        parameter = self.left.parameters[name]
+        rows = self.rows * parameter.size
+        made = sum(size_of([shape_of(use.derived)]) for use in parameter.uses)
+        return self.samples * max(rows, made) * self.itemsize > self.budget // 4
 
-    best = min(orders, key=cost)
-    return best, multiplications(best, n, r, t, 1 if indexed else d, e, full=several)[0]
+    def _bytes(self, name: str) -> int:
+        """Operands of all samples and directions."""
+        pairs = self._bundles[name]
+        if not pairs:
+            each = self.left.parameters[name].size
+        else:
+            each = sum(bundle.length * bundle.width for bundle, _ in pairs)
+        return self.samples * self.rows * each * self.itemsize
+
+    def _working(self, name: str) -> int:
+        """Memory while a parameter is contracted: cotangents side by side, unfolded activations."""
+        need = _SCRATCH
+        for bundle, _ in self._bundles[name]:
+            if self.rows > 1:
+                need += self.samples * self.rows * bundle.length * bundle.width * self.itemsize
+            if bundle.copies:
+                need += self.samples * bundle.length * bundle.depth * self.itemsize
+        return need
+
+    def _held(self, names: list[str]) -> int:
+        """Memory for parameters that share passes: operands, one pass's cotangents, one's work."""
+        kept = {e for n in names if self._bundles[n] for e in self.left.parameters[n].edges}
+        passing = {e for n in names for e in self.left.parameters[n].edges} - kept
+        cotangents = sum(size_of([shape_of(edge)]) for edge in passing) * self.itemsize
+        operands = sum(self._bytes(name) for name in names)
+        return operands + cotangents + max(self._working(name) for name in names)
+
+    def _grouped(self, names: list[str]) -> list[Group]:
+        """From the outputs down, so that most groups' passes need not go to the bottom."""
+        number = self.left.tape.graph.number
+        names = sorted(
+            names,
+            key=lambda name: max(number[e.node] for e in self.left.parameters[name].edges),
+        )
+        groups: list[list[str]] = []
+        for name in names:
+            if groups and self._held([*groups[-1], name]) <= self.budget:
+                groups[-1].append(name)
+            else:
+                groups.append([name])
+        return [self._group(group) for group in groups]
+
+    def _group(self, names: list[str]) -> Group:
+        """Directions in blocks, if all of them are too many even for one parameter."""
+        need = self._held(names) - _SCRATCH
+        fit = max(0, self.budget - _SCRATCH) * self.rows // max(1, need)
+        # Between two blocks of directions both are held.
+        step = self.rows if fit >= self.rows else max(1, fit // (2 if self.full else 1))
+        blocks = tuple(
+            range(start, min(start + step, self.rows)) for start in range(0, self.rows, step)
+        )
+        count = len(blocks)
+        each = (count + 1) / 2 if self.full else 1  # as often as a block is collected, on average
+        return Group(
+            names=tuple(names),
+            as_rows=frozenset(name for name in names if not self._bundles[name]),
+            blocks=blocks,
+            passes=round(self.rows * each) * (1 if self.right is None else 2),
+        )
+
+    def _sample_passes(self, name: str) -> int:
+        """Passes for rows made by blocks of samples."""
+        held = self.samples * self.rows * self.left.parameters[name].size * self.itemsize
+        blocks = max(1, -(-4 * held // max(1, self.budget)))
+        return self.rows * blocks * (blocks + 1) // 2
+
+    def _step(self, name: str, passes: int) -> Step:
+        parameter, pairs = self.left.parameters[name], self._bundles[name]
+        operations = tuple(dict.fromkeys(use.node.name() for use in parameter.uses))
+        if not pairs:
+            n, p = self.left.count, parameter.size
+            entries = (n * self.rows) ** 2 if self.full else n * n * self.rows
+            return Step(
+                parameter=name,
+                operations=operations,
+                route="generic" if parameter.generic else "structured",
+                order="rows",
+                length=0,
+                depth=0,
+                width=p,
+                multiplications=0.5 * entries * p,
+                nbytes=self._bytes(name),
+                passes=passes,
+            )
+        costs = [self.order(bundle) for bundle, _ in pairs]
+        return Step(
+            parameter=name,
+            operations=operations,
+            route="structured",
+            order="+".join(dict.fromkeys(order for order, _ in costs)),
+            length=pairs[0][0].length,
+            depth=pairs[0][0].depth,
+            width=pairs[0][0].width,
+            multiplications=sum(count for _, count in costs),
+            nbytes=self._bytes(name),
+            passes=passes,
+        )

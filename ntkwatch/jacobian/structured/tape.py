@@ -14,6 +14,7 @@ from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, count_samples, take
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.structured.graph import Edge, Graph, Unstructured
+from ntkwatch.jacobian.write_guard import WriteGuard
 
 __all__ = ["Tape"]
 
@@ -56,7 +57,9 @@ class Tape:
         self.count = count_samples(inputs)
         self.rows, self._reduction = reduction.rows, reduction
         self.leaves = function.leaf_params(list(names))
-        with torch.enable_grad():
+        # What a first look found harmless may still do harm later: a forward pass that is about to
+        # write to the model's own weights is stopped.
+        with torch.enable_grad(), WriteGuard(function.borrowed()):
             self.outputs = reduction.flatten(function(self.leaves, inputs, buffers))
         if len(self.outputs) != self.count:
             raise Unstructured(f"{len(self.outputs)} rows of outputs for {self.count} samples")
