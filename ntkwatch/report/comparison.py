@@ -138,4 +138,11 @@ def _caution(cards: Sequence[Card]) -> tuple[str, ...]:
             f"The probes differ in size (N = {listed}): do not compare effective rank, alignment "
             "or the top eigenvalue."
         )
+    kinds = {card.name: card.last.unjudged for card in cards if card.last is not None}
+    if len(set(kinds.values())) > 1:
+        listed = "; ".join(f"{name}: {kind}" for name, kind in kinds.items() if kind is not None)
+        said.append(
+            f"The kernels are not of one kind ({listed}): do not compare their angles, scales or "
+            "changes. Linearization errors can be compared."
+        )
     return tuple(said)

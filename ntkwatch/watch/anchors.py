@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ntkwatch.jacobian.functional import Params
+from ntkwatch.jacobian.sketch import KernelSketch
 
 __all__ = ["Anchor"]
 
@@ -21,6 +22,7 @@ class Anchor:
         kernel: Trace kernel (N, N), or None where it could not be computed.
         layers: Its parts by layer.
         full: Kernel between outputs, too, (N, N, C, C), where numbers are wanted that take it.
+        sketch: Of the kernel, where one was taken in its place.
     """
 
     step: int
@@ -30,3 +32,4 @@ class Anchor:
     kernel: Tensor | None = None
     layers: Params = field(default_factory=dict)
     full: Tensor | None = None
+    sketch: KernelSketch | None = None

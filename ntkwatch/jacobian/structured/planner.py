@@ -13,7 +13,7 @@ from ntkwatch.jacobian.structured.passes import Pass
 
 __all__ = ["Group", "Planner"]
 
-_SCRATCH = 3 * 2**22  # bytes: intermediates of a contraction are kept to the size of a cache
+_SCRATCH = 2**24  # bytes: intermediates of a contraction are kept to the size of a cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +130,8 @@ class Planner:
         for bundle, _ in self._bundles[name]:
             if self.rows > 1:
                 need += self.samples * self.rows * bundle.length * bundle.width * self.itemsize
-            if bundle.copies:
-                need += self.samples * bundle.length * bundle.depth * self.itemsize
+            if bundle.copies:  # once unfolded and once more in the order of a matrix product
+                need += 2 * self.samples * bundle.length * bundle.depth * self.itemsize
         return need
 
     def _held(self, names: list[str]) -> int:
