@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ntkwatch.jacobian.first_call import guarded
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, count_samples, take
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.structured.graph import Edge, Graph, Unstructured
-from ntkwatch.jacobian.write_guard import WriteGuard
 
 __all__ = ["Tape"]
 
@@ -59,7 +59,7 @@ class Tape:
         self.leaves = function.leaf_params(list(names))
         # What a first look found harmless may still do harm later: a forward pass that is about to
         # write to the model's own weights is stopped.
-        with torch.enable_grad(), WriteGuard(function.borrowed()):
+        with torch.enable_grad(), guarded(function):
             self.outputs = reduction.flatten(function(self.leaves, inputs, buffers))
         if len(self.outputs) != self.count:
             raise Unstructured(f"{len(self.outputs)} rows of outputs for {self.count} samples")

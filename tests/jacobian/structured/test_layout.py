@@ -102,6 +102,9 @@ def test_a_view_of_another_parameter_is_none_of_this_one():
     assert view_of_parameter(edge, graph.leaves["two"], SHAPE) is None
 
 
+KINDS = ["transpose", "permute", "slice", "select", "split", "unbind", "squeeze"]
+
+
 @st.composite
 def _chains(draw):
     """Up to five steps, each possible for the shape that those before have left."""
