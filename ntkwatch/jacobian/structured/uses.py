@@ -17,6 +17,7 @@ from torch.autograd.graph import Node
 from ntkwatch.jacobian.structured.graph import Edge, Graph, Unstructured, outputs_of
 from ntkwatch.jacobian.structured.layout import is_view
 from ntkwatch.jacobian.structured.ownership import Owner, RegularOwner
+from ntkwatch.jacobian.structured.routing import values_route
 from ntkwatch.jacobian.structured.tape import Tape
 
 __all__ = ["Use", "find_uses"]
@@ -78,9 +79,10 @@ def find_uses(tape: Tape, model: nn.Module | None, tell: TellsOwners) -> dict[st
     decisions = _recall(tape.graph, memory.get(key, {}))
     search = _Search(tape, decisions, tell)
     uses = search.run()
-    if not tape.graph.routes() and "dead" not in search.decisions.values():
+    if model is not None and key not in memory and "dead" not in search.decisions.values():
         kept = _remember(tape.graph, search.decisions)
-        if kept is not None:
+        nodes = [use.node for found in uses.values() for use in found]
+        if kept is not None and not values_route(tape.graph, nodes, tell):
             memory[key] = kept
     return uses
 

@@ -10,6 +10,7 @@ from jacobian.cases.case import Net
 from jacobian.models import gap
 from torch import nn
 from torch.autograd.graph import GradientEdge
+from torch.nn import functional
 
 from ntkwatch.jacobian.engine import empirical_ntk
 from ntkwatch.jacobian.functional import ModelFunction
@@ -325,6 +326,52 @@ def test_experts_whose_tokens_change_have_the_right_kernel_each_time(engine, loo
         assert gap(kernel.matrix, dense_ntk(model, inputs)) < 1e-12
         assert sum(looks) > 0
         assert set(kernel.coverage.values()) == {"structured"}
+
+
+def _dispatched(net, x):
+    """Two experts with room for two tokens each; a token is sent there by a one-hot matrix."""
+    gate = (x[:, 0] > 0).long()
+    places = [torch.where(gate == e, (gate == e).long().cumsum(0) - 1, -1) for e in range(2)]
+    sent = torch.stack([torch.stack(places, 1) == c for c in range(2)], 2).to(x).flatten(1)
+    return sent @ ((sent.mT @ x) @ net.weight).tanh()
+
+
+def _looked_up(net, x):
+    """Rows of the data, sorted by their first number and put back, as rows of a table."""
+    order = x[:, 0].argsort()
+    h = functional.embedding(order, x @ net.first)
+    return functional.embedding(order.argsort(), (h @ net.weight).tanh())
+
+
+@pytest.mark.parametrize("route", [_dispatched, _looked_up])
+def test_rows_that_values_route_through_products_are_looked_at_each_time(route, looks):
+    """At first their order is that of the samples, by chance."""
+    model = Net(route, first=torch.randn(3, 3), weight=torch.randn(3, 5)).double()
+    values = torch.rand(4, 3, dtype=torch.float64) + 0.1
+    for order in ([-4, -3, 1, 2], [1, -3, 2, -4], [1, 2, -4, -3]):
+        inputs = values.clone()
+        inputs[:, 0] = torch.tensor(order)
+        looks.clear()
+        kernel = empirical_ntk(model, inputs)
+        assert gap(kernel.matrix, dense_ntk(model, inputs)) < 1e-12
+        assert sum(looks) > 0
+
+
+def _attending(net, x):
+    """Products of data with data, within samples; and with frozen matrices on both sides."""
+    h = x @ net.up
+    shares = (h @ h.mT).softmax(-1)
+    h = (shares @ h).flatten(0, 1) @ torch.eye(4).to(x)
+    return (torch.ones(1, 4).to(x) @ h.mT).view(len(x), -1).sin()
+
+
+def test_products_within_samples_are_looked_at_once(looks):
+    model, inputs = Net(_attending, up=torch.randn(4, 4)), torch.randn(5, 3, 4)
+    empirical_ntk(model, inputs, engine="structured")
+    looks.clear()
+    kernel = empirical_ntk(model, inputs + 1, engine="structured")
+    assert sum(looks) == 0
+    assert gap(kernel.matrix, dense_ntk(model, inputs + 1)) < 5e-6
 
 
 def test_an_adapter_that_starts_at_zero_has_the_right_kernel_later():
