@@ -27,7 +27,9 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/growth.py
 
 # Each stamp is touched after its install, so one that was cut short runs again.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip

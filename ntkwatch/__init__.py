@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ntkwatch.errors import NtkwatchError
     from ntkwatch.integrations.lightning import NTKMonitor
+    from ntkwatch.jacobian.cost import plan
     from ntkwatch.jacobian.engine import empirical_ntk
+    from ntkwatch.jacobian.matrix_free import top_eigenvalues
+    from ntkwatch.jacobian.plan import KernelPlan
+    from ntkwatch.jacobian.sketch import sketch_kernel
+    from ntkwatch.jacobian.sketched_drift import sketched_drift
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
     from ntkwatch.watch.history import History, read_history
     from ntkwatch.watch.probe import ProbeBatch
@@ -23,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "History",
     "Kernel",
+    "KernelPlan",
     "KernelSpec",
     "KernelTracker",
     "NTKMonitor",
@@ -32,12 +38,17 @@ __all__ = [
     "Verdict",
     "empirical_ntk",
     "judge",
+    "plan",
     "read_history",
+    "sketch_kernel",
+    "sketched_drift",
+    "top_eigenvalues",
 ]
 
 _HOMES = {
     "History": "ntkwatch.watch.history",
     "Kernel": "ntkwatch.jacobian.spec",
+    "KernelPlan": "ntkwatch.jacobian.plan",
     "KernelSpec": "ntkwatch.jacobian.spec",
     "KernelTracker": "ntkwatch.watch.tracker",
     "NTKMonitor": "ntkwatch.integrations.lightning",
@@ -47,7 +58,11 @@ _HOMES = {
     "Verdict": "ntkwatch.watch.verdict",
     "empirical_ntk": "ntkwatch.jacobian.engine",
     "judge": "ntkwatch.watch.verdict",
+    "plan": "ntkwatch.jacobian.cost",
     "read_history": "ntkwatch.watch.history",
+    "sketch_kernel": "ntkwatch.jacobian.sketch",
+    "sketched_drift": "ntkwatch.jacobian.sketched_drift",
+    "top_eigenvalues": "ntkwatch.jacobian.matrix_free",
 }
 
 

@@ -5,6 +5,7 @@ derives from ``NtkwatchError``, so that one ``except`` catches it all.
 """
 
 __all__ = [
+    "CheckpointError",
     "CoverageError",
     "ForwardError",
     "HistoryError",
@@ -24,6 +25,10 @@ __all__ = [
 
 class NtkwatchError(Exception):
     """Anything that this package refuses to do, with the reason and the cure in its text."""
+
+
+class CheckpointError(NtkwatchError):
+    """A checkpoint cannot be read, does not fit the model, or wants to run code."""
 
 
 class SelectionError(NtkwatchError):

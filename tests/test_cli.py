@@ -166,10 +166,12 @@ def test_every_command_and_every_option_has_help():
                 assert parameter.help, (name, parameter.name)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["demo", "--help"]])
-def test_help_is_a_result(arguments, capsys):
-    assert main(arguments) == 0
-    assert "Usage: ntkwatch" in capsys.readouterr().out
+@pytest.mark.parametrize("arguments", [[], *[[name] for name in sorted(cli.commands)]])
+def test_help_is_a_result_with_an_example(arguments, capsys):
+    assert main([*arguments, "--help"]) == 0
+    output = capsys.readouterr().out
+    assert "Usage: ntkwatch" in output
+    assert " ".join(["Examples:\n  ntkwatch", *arguments]) in output.replace("\n    ", "\n  ")
 
 
 def test_the_version_is_printed(capsys):
@@ -191,3 +193,39 @@ def test_an_unfinished_run_is_undetermined_and_can_be_gated(tmp_path, capsys):
     written(tmp_path, early)
     assert main(["report", str(tmp_path), "--fail-on", "undetermined"]) == 3
     assert "undetermined (too early)" in capsys.readouterr().out
+
+
+# Several runs. ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ("text", "ntkwatch: 2 runs side by side"),
+        ("html", "<!doctype html>"),
+        ("markdown", "# ntkwatch: 2 runs side by side"),
+        ("json", "{"),
+    ],
+)
+def test_runs_are_compared_in_every_form(rich, lazy, capsys, form, begins):
+    assert main(["compare", str(rich), str(lazy), "--format", form]) == 0
+    output = capsys.readouterr().out.replace("\\", "")
+    assert output.startswith(begins)
+    assert "version_0" in output  # without the folders that both have in common
+    assert str(rich.parent) not in output
+
+
+def test_unlike_runs_are_refused_and_shown_anyway_where_asked(rich, lazy, capsys):
+    path = lazy / "ntk" / "history.jsonl"
+    path.write_text(path.read_text().replace('"full"', '"trace"', 1))
+    assert main(["compare", str(rich), str(lazy)]) == 1
+    assert "outputs: full in version_0, trace in version_1" in capsys.readouterr().err
+    assert main(["compare", str(rich), str(lazy), "--anyway", "--json"]) == 0
+    assert "outputs: full" in json.loads(capsys.readouterr().out)["caution"][0]
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_one_run_is_not_compared_with_itself(rich, capsys, times):
+    places = [str(rich), str(rich / "ntk")][:times]
+    assert main(["compare", *places]) == 2
+    assert "each once" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 The oracle is the interpreter, the command line's own parser and the file system.
 """
 
+import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -96,3 +98,51 @@ def test_the_bands_in_the_docs_are_those_of_the_code():
     assert f"| feature-learning | > {bands.feature_error} | > {bands.feature_angle} |" in text
     assert f"N < {bands.min_probe}" in text
     assert f"above {bands.max_loss_ratio} of its start" in text
+
+
+# The page of commands. ----------------------------------------------------------------------------
+
+
+def _make_commands():
+    place = ROOT / "docs" / "make_commands.py"
+    spec = importlib.util.spec_from_file_location("make_commands", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_commands_is_what_the_code_says():
+    written = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert written == _make_commands().page(), "run: python docs/make_commands.py"
+
+
+def test_the_page_of_commands_has_an_example_and_every_option_of_each():
+    from ntkwatch.cli import cli
+
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name, command in cli.commands.items():
+        section = page.split(f"## ntkwatch {name}\n")[1].split("\n## ")[0]
+        assert f"$ ntkwatch {name}" in section
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert all(f"`{word}`" in section for word in parameter.opts), parameter.name
+
+
+def test_json_has_the_keys_that_the_page_explains(tmp_path, capsys):
+    from report.made_runs import lazy_observations, written
+
+    from ntkwatch.__main__ import main
+
+    for name in ("a", "b"):
+        written(tmp_path / name, lazy_observations())
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    check = ["integrations.plain_training:Net", "--data", "integrations.test_check_command:batch"]
+    calls = {"report": [a], "compare": [a, b], "check": [*check, "--probe-size", "16"]}
+    forms = _make_commands().FORMS
+    assert set(forms) == set(calls)
+    for command, arguments in calls.items():
+        assert main([command, *arguments, "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        key, number, explained = forms[command]
+        assert printed.pop(key) == number
+        assert set(printed) == set(explained)

@@ -28,10 +28,11 @@ def named_object(name: str) -> Any:
         module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # an imported file can fail in any way
         raise InputError(
-            f"{name!r} cannot be imported ({error}), so it is not known what is meant. Give it as "
-            '"package.module:name", with the package installed or in the current folder.'
+            f"{name!r} cannot be imported ({type(error).__name__}: {error}), so it is not known "
+            'what is meant. Give it as "package.module:name", with the package installed or in the '
+            "current folder."
         ) from error
 
 

@@ -84,7 +84,7 @@ class NTKMonitor(_Base):
         outputs: Which outputs enter the kernel: "full", "trace", "sum", "random:8", a function or
             its dotted path; "auto" takes all up to 10 and 8 random directions beyond.
         params: Names or patterns of parameters for the kernel; default all trainable ones.
-        engine: "auto", "vmap" or "loop".
+        engine: "auto", "structured", "vmap", "loop" or "sketch"; see ``KernelTracker``.
         batchnorm: Statistics of BatchNorms in kernels: of the "probe", "running" averages, those of
             the "reference" step, or those of the "batch", differentiated (slow).
         top_k: Eigenvalues to record.
@@ -119,7 +119,7 @@ class NTKMonitor(_Base):
         forward: Callable[..., Any] | str | None = None,
         outputs: Callable[..., Any] | str = "auto",
         params: str | Sequence[str] | None = None,
-        engine: Literal["auto", "vmap", "loop"] = "auto",
+        engine: Literal["auto", "structured", "vmap", "loop", "sketch"] = "auto",
         batchnorm: BatchNormMode = "probe",
         top_k: int = 8,
         metrics: Metrics = "standard",

@@ -17,7 +17,7 @@ from ntkwatch.watch.store import read_probe
 # Homes of the forward that a module has which defines none.
 _FORWARDLESS = ("torch.nn.modules.module", "pytorch_lightning.core.", "lightning.pytorch.core.")
 
-__all__ = ["inputs_for", "probe_from_trainer", "probe_given"]
+__all__ = ["first_loader", "inputs_for", "probe_from_trainer", "probe_given"]
 
 
 def probe_given(probe: Any, model: nn.Module) -> ProbeBatch:
@@ -58,7 +58,7 @@ def probe_from_trainer(trainer: Any, model: nn.Module, where: str, size: int) ->
     """
     sources = {"val": trainer.val_dataloaders, "train": trainer.train_dataloader}
     for name in ("val", "train") if where == "auto" else (where,):
-        loader = _first_loader(sources[name])
+        loader = first_loader(sources[name])
         if loader is None:
             continue
         words = {"val": "validation dataset", "train": "training dataset"}[name]
@@ -116,12 +116,12 @@ def _called(model: nn.Module) -> nn.Module:
     return owners[0] if len(owners) == 1 else model
 
 
-def _first_loader(loaders: Any) -> DataLoader[Any] | None:
+def first_loader(loaders: Any) -> DataLoader[Any] | None:
     """The first loader over a dataset whose items can be read one by one, in whatever it is in."""
     if isinstance(loaders, dict):
         loaders = list(loaders.values())
     if isinstance(loaders, list | tuple):
-        found = [_first_loader(loader) for loader in loaders]
+        found = [first_loader(loader) for loader in loaders]
         return next((loader for loader in found if loader is not None), None)
     if not isinstance(loaders, DataLoader) or isinstance(loaders.dataset, IterableDataset):
         return None

@@ -4,6 +4,9 @@ Differentiated batch statistics, contrastive heads and attention over the batch 
 the kernel is that of the batch function. Where samples are independent it is the ordinary one.
 """
 
+import copy
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,13 +19,17 @@ from ntkwatch.jacobian.engine import check_batchnorm
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, count_samples
-from ntkwatch.jacobian.outputs import OutputsSpec
-from ntkwatch.jacobian.parameters import check_finite_parameters, select_parameters
+from ntkwatch.jacobian.outputs import OutputsSpec, Reduction
+from ntkwatch.jacobian.parameters import (
+    check_finite_parameters,
+    select_parameters,
+    unwrapped,
+)
 from ntkwatch.jacobian.problem import Problem, prepare
 from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.jacobian.undisturbed import undisturbed
 
-__all__ = ["batch_problem", "is_coupled"]
+__all__ = ["batch_problem", "is_coupled", "of_all_outputs"]
 
 
 @contextmanager
@@ -52,6 +59,7 @@ def batch_problem(
     """
     check_batchnorm(batchnorm, "auto", ("running", "probe", "batch"))
     count_samples(inputs)
+    model = unwrapped(model)
     selected = select_parameters(model, params)
     check_finite_parameters(selected)
     moving = moving_batchnorms(model)
@@ -66,6 +74,28 @@ def batch_problem(
             batchnorm=batchnorm,
             batchnorms=moving,
         )
+
+
+def of_all_outputs(problem: Problem) -> Problem:
+    """Return the same problem with all of the model's outputs, side by side.
+
+    Args:
+        problem: Model and batch, whatever outputs it was prepared for.
+
+    Returns:
+        One whose kernel is that of outputs "full".
+    """
+    there, shape = copy.copy(problem), problem.reduction.model_shape
+    there.reduction = Reduction(
+        name="full",
+        full=True,
+        directions=None,
+        rows=max(1, math.prod(shape)),
+        shape=shape,
+        model_shape=shape,
+    )
+    there.spec = dataclasses.replace(problem.spec, outputs="full")
+    return there
 
 
 def is_coupled(problem: Problem) -> bool:

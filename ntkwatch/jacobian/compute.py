@@ -114,11 +114,15 @@ def _structured(
     if of.coupled or engine not in ("auto", "structured"):
         return Served(parts=None, left_out=of.names, reason="")
     served = serve(of.make, of.function, inputs, columns, of.reduction, layers, of.buffers, budget)
-    if served.left_out and engine == "structured":
+    if served.left_out and (engine == "structured" or not of.function.replaceable):
+        cure = (
+            "Use engine='auto', which computes them by plain autograd"
+            if of.function.replaceable
+            else "Other engines cannot compute them from shards: leave them out by params="
+        )
         raise CoverageError(
-            f"engine='structured' cannot serve {', '.join(served.left_out[:3])} of "
-            f"{type(of.function.model).__name__}: {served.reason}. Use engine='auto', which "
-            "computes them by plain autograd."
+            f"engine={engine!r} cannot serve {', '.join(served.left_out[:3])} of "
+            f"{type(of.function.model).__name__}: {served.reason}. {cure}."
         )
     if served.left_out:
         _log.info(

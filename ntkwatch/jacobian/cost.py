@@ -15,8 +15,9 @@ from ntkwatch.jacobian.functional import ModelFunction, jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction, resolve_outputs
-from ntkwatch.jacobian.parameters import select_parameters
+from ntkwatch.jacobian.parameters import select_parameters, unwrapped
 from ntkwatch.jacobian.plan import KernelPlan
+from ntkwatch.jacobian.sharded import function_of
 from ntkwatch.jacobian.structured.graph import Unstructured
 from ntkwatch.jacobian.structured.passes import Pass, run_pass
 from ntkwatch.jacobian.structured.planner import Planner
@@ -63,6 +64,7 @@ def plan(
     """
     budget = parse_bytes(memory_budget)
     count_samples(inputs, at_least=1)
+    model = unwrapped(model)
     selected = select_parameters(model, params)
     kind = jacobian_dtype(selected, dtype)
     device = next(iter(selected.values())).device
@@ -71,7 +73,7 @@ def plan(
         if forward is None:
             few = take(inputs, slice(0, 2))
             forward, _ = guess_forward(model, few, attempt_on_copies(model, few, kind))
-        function = ModelFunction(model, forward, dtype=kind)
+        function = function_of(model, forward, dtype=kind)
         reduction = resolve_outputs(outputs, function({}, inputs))
         try:
             side = _side(function, inputs, reduction, list(selected), budget)

@@ -21,9 +21,9 @@ from ntkwatch.jacobian.outputs import Reduction
 
 __all__ = ["check_repeatable", "check_samples_independent"]
 
-# Gaps, as shares of the outputs' size, that rounding explains. The second is for devices without
-# float64. Models that compute partly in float32 whatever their dtype are why the first is not
-# smaller.
+# Gaps, as shares of the outputs' size, that rounding explains. The second is for where float64 is
+# not to be had. Models that compute partly in float32 whatever their dtype are why the first is
+# not smaller.
 _ROUNDING = 1e-5
 _ROUNDING32 = 3e-4
 # Gradients pass through more operations, and a gap may show in one small parameter only: gaps count
@@ -110,9 +110,8 @@ def _run(
     dtype: torch.dtype,
 ) -> None:
     trial = _Trial(make(dtype), inputs, buffers)
-    device = trial.device
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    allowed = _ROUNDING32 if device.type == "mps" else _ROUNDING
+    device, wide = trial.device, trial.function.widest
+    allowed = _ROUNDING if wide == torch.float64 else _ROUNDING32
     for check in checks:
         if check(trial, allowed=allowed) is None:
             continue
@@ -216,36 +215,48 @@ def _gradient_gap(trial: _Trial, reduction: Reduction, names: Sequence[str]) -> 
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(reduction.rows, generator=generator, device="cpu")
 
-    def gradients(samples: list[int]) -> list[Tensor]:
-        leaves = function.leaf_params(list(names))
+    def traced(samples: list[int]) -> tuple[Tensor, Params]:
         few = take(inputs, torch.tensor(samples, device=trial.device))
-        outputs = reduction.flatten(function(leaves, few, trial.buffers))[0]
-        if not outputs.requires_grad:
-            return [torch.zeros_like(leaf) for leaf in leaves.values()]
+        outputs, leaves = function.trace(names, few, trial.buffers)
+        outputs = reduction.flatten(outputs)[0]
         if reduction.directions is not None:
             outputs = reduction.cotangents(outputs) @ outputs
-        found = torch.autograd.grad(
-            outputs @ weights.to(outputs), list(leaves.values()), allow_unused=True
-        )
+        return outputs @ weights.to(outputs), leaves
+
+    def gradients(of: tuple[Tensor, Params], block: list[str]) -> list[Tensor]:
+        output, leaves = of
+        wanted = [leaves[name] for name in block]
+        if not output.requires_grad:
+            return [torch.zeros_like(leaf) for leaf in wanted]
+        found = torch.autograd.grad(output, wanted, allow_unused=True, retain_graph=True)
         return [
             torch.zeros_like(leaf) if gradient is None else dense(gradient)
-            for leaf, gradient in zip(leaves.values(), found, strict=True)
+            for leaf, gradient in zip(wanted, found, strict=True)
         ]
 
-    alone, beside = gradients([first]), gradients([first, second])
-    if not all(bool(gradient.isfinite().all()) for gradient in alone):
-        return 0.0, names[0]  # the kernel will be refused for what it is
-    sizes = torch.stack([gradient.norm() for gradient in alone])
-    errors = torch.stack([(a - b).norm() for a, b in zip(alone, beside, strict=True)])
+    one, both = traced([first]), traced([first, second])
+    sized: list[Tensor] = []
+    off: list[Tensor] = []
+    in_order: list[str] = []
+    for block in function.blocks(names):
+        alone, beside = gradients(one, block), gradients(both, block)
+        if not all(bool(gradient.isfinite().all()) for gradient in alone):
+            return 0.0, names[0]  # the kernel will be refused for what it is
+        sized += [gradient.norm() for gradient in alone]
+        off += [(a - b).norm() for a, b in zip(alone, beside, strict=True)]
+        in_order += block
+    sizes, errors = torch.stack(sized), torch.stack(off)
     # Where a sample alone has no gradient at all, beside another it must have none either.
     scale = sizes + _NEGLIGIBLE * torch.maximum(sizes.norm(), errors.norm())
     gaps = torch.where(errors == 0, errors, errors / scale)
     worst = int(gaps.argmax())
-    return float(gaps[worst]), names[worst]
+    return float(gaps[worst]), in_order[worst]
 
 
 def _jolted(function: ModelFunction) -> Params:
     """Weights a few percent off: outputs centred at the start, or behind a zero head, are not 0."""
+    if not function.replaceable:
+        return {}
     generator = torch.Generator().manual_seed(0)
     moved = {}
     for name, tensor in function.params.items():

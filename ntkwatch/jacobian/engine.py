@@ -13,10 +13,15 @@ from ntkwatch.jacobian.batchnorm import moving_batchnorms
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, count_samples
-from ntkwatch.jacobian.memory import parse_bytes
+from ntkwatch.jacobian.memory import is_too_large, kernel_bytes, parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction
-from ntkwatch.jacobian.parameters import check_finite_parameters, select_parameters
+from ntkwatch.jacobian.parameters import (
+    check_finite_parameters,
+    select_parameters,
+    unwrapped,
+)
 from ntkwatch.jacobian.problem import Problem, prepare
+from ntkwatch.jacobian.sharding_check import check_sharding
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.kernel.gram import check_finite
@@ -83,7 +88,11 @@ def empirical_ntk(
     check_batchnorm(batchnorm, engine, ("running", "probe", "batch"))
     budget = parse_bytes(memory_budget)
     count_samples(inputs, at_least=1)
+    model = unwrapped(model)
     selected = select_parameters(model, params)
+    kind = jacobian_dtype(selected, dtype)
+    samples = [inputs] if other is None else [inputs, other]
+    check_sharding(model, samples, engine=engine, batchnorm=batchnorm, dtype=kind)
     check_finite_parameters(selected)
     moving = moving_batchnorms(model)
     with undisturbed(model):
@@ -93,7 +102,7 @@ def empirical_ntk(
             forward=forward,
             outputs=outputs,
             names=list(selected),
-            dtype=jacobian_dtype(selected, dtype),
+            dtype=kind,
             batchnorm=batchnorm,
             batchnorms=moving,
         )
@@ -162,8 +171,8 @@ def _check_result_size(problem: Problem, other: Inputs | None, budget: int) -> N
     n = count_samples(problem.inputs)
     m = n if other is None else count_samples(other)
     rows = problem.reduction.rows if problem.reduction.full else 1
-    need = n * m * rows**2 * 8 * 2
-    if need > max(budget, 2**30):
+    need = kernel_bytes(n * rows, m * rows)
+    if is_too_large(n * rows, m * rows, budget):
         raise InputError(
             f"the full kernel of {n} x {m} samples with {rows} outputs each takes "
             f"{need / 2**30:.1f} GiB and memory_budget is {budget / 2**30:.2f} GiB. Use "

@@ -15,6 +15,7 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.parameters import parameters_of
+from ntkwatch.jacobian.sharded import function_of
 from ntkwatch.jacobian.write_guard import WriteGuard, WritesToParameter
 
 __all__ = ["attempt_on_copies", "first_call", "guarded"]
@@ -26,7 +27,9 @@ def attempt_on_copies(
     """Return how to try a way of calling the model without letting it write to the model."""
 
     def attempt(forward: ForwardFn) -> Any:
-        function = ModelFunction(model, forward, dtype=dtype)
+        function = function_of(model, forward, dtype=dtype)
+        if not function.replaceable:
+            return function({}, inputs)
         with torch.no_grad():
             try:
                 with WriteGuard(function.params.values()):
@@ -54,6 +57,8 @@ def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[st
         ModelChangedError: If the forward pass changes a parameter.
         CoverageError: If it reads one that substitution does not reach.
     """
+    if not function.replaceable:  # it watches over its parameters itself, at each call
+        return function({}, inputs), []
     aliases = {name: tensor.detach() for name, tensor in function.params.items()}
     try:
         with WriteGuard(aliases.values()):

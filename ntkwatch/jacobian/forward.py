@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import ForwardError, NonFiniteError, OutputError
+from ntkwatch.errors import ForwardError, ModelChangedError, NonFiniteError, OutputError
 from ntkwatch.jacobian.inputs import Inputs, leaves
 
 __all__ = [
@@ -103,11 +103,14 @@ def guess_forward(
 
     Raises:
         ForwardError: If no way works, with what was tried and how each failed.
+        ModelChangedError: If a way works and changes the model.
     """
     tried: list[str] = []
     for call, words in _candidates(model, inputs):
         try:
             outputs_of(call(model, inputs) if attempt is None else attempt(call))
+        except ModelChangedError:
+            raise  # whichever way the model is called
         except Exception as error:
             tried.append(f"{words}: {type(error).__name__}: {first_line(error)}")
         else:

@@ -4,17 +4,20 @@ The module itself is only borrowed: parameters are detached aliases (or copies i
 buffers are copies, and both are swapped in for the length of one call.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.func import functional_call
 
 from ntkwatch.errors import InputError
 from ntkwatch.jacobian.forward import ForwardFn, call_with_inputs, outputs_of
 from ntkwatch.jacobian.inputs import Inputs, map_inputs, ordinary, to_dtype
 from ntkwatch.jacobian.parameters import clean_name, parameters_of
+from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries", "real_size"]
 
@@ -47,7 +50,10 @@ class ModelFunction:
     Attributes:
         params: All parameters by clean name, detached, in ``dtype``; tied ones once.
         buffers: Copies of all buffers by clean name, floating ones in ``dtype``.
+        replaceable: Whether the model can be called with other parameters than its own.
     """
+
+    replaceable = True
 
     def __init__(
         self, model: nn.Module, forward: ForwardFn | None = None, *, dtype: torch.dtype
@@ -82,16 +88,58 @@ class ModelFunction:
         Returns:
             The outputs, in the graph of ``params``.
         """
-        values = {**self.params, **params}
+        return self._run({**self.params, **params}, inputs, buffers)
+
+    def _run(self, values: Params, inputs: Inputs, buffers: Mapping[str, Tensor] | None) -> Tensor:
         # Copied at each call: a forward that updates a buffer or its input in place must reach
         # neither the caller's tensors nor the next call.
         kept = {**self.buffers, **(buffers or {})}
         values |= {name: to_dtype(buffer.clone(), self.dtype) for name, buffer in kept.items()}
         inputs = map_inputs(torch.clone, inputs)
-        tensors = {f"model.{slot}": values[name] for slot, name in self._slots.items()}
+        slots = self._slots.items()
+        tensors = {f"model.{slot}": values[name] for slot, name in slots if name in values}
         # tie_weights=False with every (module, attribute) once: with tying, a sub-module that is
         # reachable by two paths keeps the substituted tensors afterwards (pytorch#164759).
         return outputs_of(functional_call(self._call, tensors, (inputs,), tie_weights=False))
+
+    def trace(
+        self, names: Sequence[str], inputs: Inputs, buffers: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Params]:
+        """Return the outputs in the graph of some parameters, and the leaves of that graph.
+
+        Args:
+            names: Parameters to differentiate by.
+            inputs: Model inputs.
+            buffers: Buffers by clean name; those left out are as in the model.
+
+        Returns:
+            The outputs, and the parameters as they entered the forward pass, by name.
+        """
+        leaves = self.leaf_params(list(names))
+        with torch.enable_grad():
+            return self(leaves, inputs, buffers), leaves
+
+    def blocks(self, names: Sequence[str]) -> list[list[str]]:
+        """Return the names in blocks whose gradients may be held together."""
+        return [list(names)]
+
+    @contextmanager
+    def gathered(self, name: str, nodes: Sequence[Node]) -> Iterator[None]:
+        """Hold a parameter, as it does anyway, so that operations that saved it can be called.
+
+        Args:
+            name: The parameter.
+            nodes: The operations.
+
+        Yields:
+            Nothing.
+        """
+        yield
+
+    @property
+    def widest(self) -> torch.dtype:
+        """The widest dtype in which the model can be called."""
+        return widest_float(next(iter(self.params.values())).device)
 
     def copy_params(self, names: Iterable[str]) -> None:
         """Hold copies of the named parameters: of those that the forward pass writes to."""

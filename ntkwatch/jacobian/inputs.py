@@ -18,6 +18,7 @@ __all__ = [
     "cast_inputs",
     "count_samples",
     "dense",
+    "fingerprint",
     "leaves",
     "map_inputs",
     "ordinary",
@@ -29,6 +30,9 @@ __all__ = [
 Inputs = Any  # Tensor | tuple[Inputs, ...] | list[Inputs] | Mapping[str, Inputs]
 
 MIN_SAMPLES = 2  # a kernel of one point has no direction to compare
+
+
+_PIECE = 2**18  # elements looked at at once
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
@@ -127,3 +131,28 @@ def count_samples(inputs: Inputs, *, at_least: int = 1) -> int:
             f"least {at_least}. Use 64 or more for a verdict."
         )
     return n
+
+
+def fingerprint(inputs: Inputs) -> tuple[tuple[float, ...], ...]:
+    """Return numbers that differ, but for chance, where the values of inputs differ.
+
+    Args:
+        inputs: Any inputs; on the meta device, which has no values, all are alike.
+
+    Returns:
+        Two sums per tensor, with and without regard to position.
+    """
+    found = []
+    for tensor in leaves(inputs):
+        sums = torch.zeros(2, dtype=torch.float32, device=tensor.device)
+        flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).flatten()
+        if tensor.device.type != "meta":
+            wide = torch.float32 if tensor.device.type == "mps" else torch.float64
+            sums = sums.to(wide)
+            for start in range(0, len(flat), _PIECE):
+                piece = flat[start : start + _PIECE].to(wide)
+                place = torch.arange(len(piece), device=piece.device, dtype=wide)
+                turn = torch.sin(place + 1 + start % 9973)
+                sums += torch.stack([piece.sum(), piece @ turn])
+            found.append(tuple(sums.tolist()))
+    return tuple(found)

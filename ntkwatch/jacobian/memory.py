@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ntkwatch.errors import InputError
 
-__all__ = ["parse_bytes", "saved_bytes"]
+__all__ = ["is_too_large", "kernel_bytes", "parse_bytes", "saved_bytes"]
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -39,6 +39,16 @@ def parse_bytes(size: str | int) -> int:
             f"memory_budget={size!r} leaves no memory to compute in. Give at least a few MiB."
         )
     return count
+
+
+def kernel_bytes(rows: int, columns: int) -> int:
+    """Return what a kernel takes in float64, with the copy that is made of it."""
+    return 2 * 8 * rows * columns
+
+
+def is_too_large(rows: int, columns: int, budget: int) -> bool:
+    """Return whether a kernel is beyond the budget; a small budget is meant for Jacobian rows."""
+    return kernel_bytes(rows, columns) > max(budget, 2**30)
 
 
 def saved_bytes(run: Callable[[], Tensor]) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ntkwatch.errors import NonFiniteError, SelectionError
+from ntkwatch.jacobian.shards import local_part, over_processes
 
 __all__ = [
     "check_finite_parameters",
@@ -19,6 +20,7 @@ __all__ = [
     "layer_of",
     "parameters_of",
     "select_parameters",
+    "unwrapped",
 ]
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -27,6 +29,27 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 def clean_name(name: str) -> str:
     """Return a parameter or module name without what wrappers put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module that a data-parallel wrapper copies to devices or processes.
+
+    It has the same parameters under names without ``module.``, and its forward pass waits for
+    nobody; hooks of the wrapper see ``backward()`` alone, which no measurement calls.
+
+    Args:
+        model: Any module; one that is not wrapped is returned as it is.
+
+    Returns:
+        The module inside, also where the wrapper itself was compiled.
+    """
+    inner: nn.Module | None = model
+    while inner is not None:
+        if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = inner = inner.module
+        else:
+            inner = getattr(inner, "_orig_mod", None)
+    return model
 
 
 def layer_of(name: str) -> str:
@@ -114,7 +137,10 @@ def check_finite_parameters(parameters: Mapping[str, Tensor]) -> None:
         NonFiniteError: If any is, naming the first few.
     """
     # One synchronisation with the device for all parameters together.
-    sums = torch.stack([(p.detach() * 0).sum().real.float() for p in parameters.values()])
+    own = [local_part(p.detach()) for p in parameters.values()]
+    sums = torch.stack([(p * 0).sum().real.float() for p in own])
+    # No process may go on where another one stops, since it would wait for it for ever.
+    sums = over_processes(sums, parameters)
     bad = [name for name, ok in zip(parameters, (sums == 0).tolist(), strict=True) if not ok]
     if bad:
         raise NonFiniteError(

@@ -25,6 +25,7 @@ from ntkwatch.jacobian.forward import (
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_size
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction, resolve_outputs
+from ntkwatch.jacobian.sharded import function_of
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel, KernelSpec
 from ntkwatch.kernel.gram import unflatten_kernel
 
@@ -167,12 +168,13 @@ class Problem:
         """A kernel of zeros may be right (a layer that starts at zero), or nothing was watched."""
         params = self.function.params
         smooth = [n for n, p in params.items() if p.is_floating_point() or p.is_complex()]
-        leaves = self.function.leaf_params(smooth)
-        outputs = self.function(leaves, take(self.inputs, slice(0, 1)), self.buffers)
+        first = take(self.inputs, slice(0, 1))
+        outputs, leaves = self.function.trace(smooth, first, self.buffers)
         used = outputs.requires_grad and any(
             gradient is not None
+            for block in self.function.blocks([n for n in smooth if leaves[n].requires_grad])
             for gradient in torch.autograd.grad(
-                outputs.sum(), list(leaves.values()), allow_unused=True
+                outputs.sum(), [leaves[n] for n in block], allow_unused=True, retain_graph=True
             )
         )
         if not used:
@@ -233,7 +235,7 @@ def prepare(
     written: list[str] = []
 
     def make(kind: torch.dtype) -> ModelFunction:
-        function = ModelFunction(model, forward, dtype=kind)
+        function = function_of(model, forward, dtype=kind)
         if state is not None:
             function.put_state(state)
         function.copy_params(written)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ntkwatch.errors import ModelChangedError
 from ntkwatch.jacobian.attributes import kept_attributes
 from ntkwatch.jacobian.quiet import quiet_torch
+from ntkwatch.jacobian.shards import reshard, shards_kept
 
 __all__ = ["kept_random_streams", "undisturbed"]
 
@@ -34,6 +35,7 @@ def undisturbed(model: nn.Module, *, evaluation: bool = True) -> Iterator[None]:
     Raises:
         ModelChangedError: If a parameter was written to all the same.
     """
+    reshard(model)  # whose parameters are then the same objects before and after
     modes = [(module, module.training) for module in model.modules()]
     # A parameter made in inference mode has no version; its copies are used throughout.
     before = [(n, p, p._version) for n, p in model.named_parameters() if not p.is_inference()]
@@ -41,6 +43,7 @@ def undisturbed(model: nn.Module, *, evaluation: bool = True) -> Iterator[None]:
         stack.enter_context(quiet_torch(_devices(model)))
         stack.enter_context(kept_random_streams(_devices(model)))
         stack.enter_context(kept_attributes(model))
+        stack.enter_context(shards_kept(model))
         try:
             if evaluation:
                 for module, training in _evaluation_modes(model).items():

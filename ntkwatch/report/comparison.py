@@ -1,4 +1,4 @@
-"""Several runs side by side as plain rows: a card each, and their numbers at the end.
+"""Several runs side by side as plain rows: a card each, at equal loss, and at their ends.
 
 Nothing here knows how a row is drawn or escaped; names are as the caller gave them.
 """
@@ -10,6 +10,8 @@ from ntkwatch.report.colours import run_colours
 from ntkwatch.report.columns import COLUMNS, value_of
 from ntkwatch.report.comparison_figures import Run
 from ntkwatch.report.gauge import Gauge, gauges
+from ntkwatch.report.matching import Clock, Matching, match
+from ntkwatch.report.unlike import differences
 from ntkwatch.report.words import MISSING, number, with_interval
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.verdict import Verdict
@@ -51,20 +53,25 @@ class Comparison:
     Attributes:
         cards: One per run, in the caller's order.
         finals: Title of a number, and its value at the end of each run, for people.
+        matching: Their numbers at equal loss.
         caution: What keeps these runs from being compared as they stand; empty if nothing does.
     """
 
     cards: tuple[Card, ...]
     finals: tuple[tuple[str, tuple[str, ...]], ...]
+    matching: Matching
     caution: tuple[str, ...]
 
 
-def compare(runs: Sequence[Run], facts: Mapping[str, Mapping[str, str]]) -> Comparison:
+def compare(
+    runs: Sequence[Run], facts: Mapping[str, Mapping[str, str]], *, by: Clock = "ratio"
+) -> Comparison:
     """Return several runs side by side.
 
     Args:
         runs: Name, observations and verdict of each.
         facts: Per name of a run, further lines for its card.
+        by: What runs are matched by: "ratio" of the loss to its start, or "loss".
 
     Returns:
         Plain rows.
@@ -82,7 +89,14 @@ def compare(runs: Sequence[Run], facts: Mapping[str, Mapping[str, str]]) -> Comp
         )
         for place, (name, history, verdict) in enumerate(runs)
     )
-    return Comparison(cards=cards, finals=_finals(cards, runs), caution=_caution(cards))
+    unlike = differences(runs)
+    said = (f"These kernels are of different kinds: {'; '.join(unlike)}.",) if unlike else ()
+    return Comparison(
+        cards=cards,
+        finals=_finals(cards, runs),
+        matching=match(runs, by=by),
+        caution=(*said, *_caution(cards)),
+    )
 
 
 def _finals(cards: Sequence[Card], runs: Sequence[Run]) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -122,8 +136,8 @@ def _caution(cards: Sequence[Card]) -> tuple[str, ...]:
         said.append(
             "These runs reached different losses (share of the loss at the start that is left: "
             f"{listed}). Lazy and feature-learning runs should be compared at equal loss, since "
-            "every run moves further as its loss falls: read the plot of the linearization error "
-            "at equal loss."
+            "every run moves further as its loss falls: read the numbers at equal loss, not "
+            "those at the end."
         )
     if unknown := [name for name, ratio in ratios if ratio is None]:
         said.append(
@@ -137,5 +151,12 @@ def _caution(cards: Sequence[Card]) -> tuple[str, ...]:
         said.append(
             f"The probes differ in size (N = {listed}): do not compare effective rank, alignment "
             "or the top eigenvalue."
+        )
+    kinds = {card.name: card.last.unjudged for card in cards if card.last is not None}
+    if len(set(kinds.values())) > 1:
+        listed = "; ".join(f"{name}: {kind}" for name, kind in kinds.items() if kind is not None)
+        said.append(
+            f"The kernels are not of one kind ({listed}): do not compare their angles, scales or "
+            "changes. Linearization errors can be compared."
         )
     return tuple(said)

@@ -26,9 +26,10 @@ class Gauge:
         title: What it is.
         value: The number with unit and interval, for people.
         edges: Where the lazy band ends and the feature-learning band starts, for people.
-        at: Position of the number, percent of the bar, or None where it was not measured.
+        at: Position of the number, percent of the bar; None where it was not measured, or has no
+            bands.
         reach: Positions of its interval's ends, percent of the bar, or None.
-        reason: Why it was not measured, or empty.
+        reason: Why it has no position, or empty.
         later: The same number read since warm-up, for people, or empty.
         later_at: Its position, percent of the bar, or None.
     """
@@ -64,15 +65,19 @@ def _gauge(last: Observation, key: str, bands: Bands) -> Gauge:
     said = with_interval(value, interval)
     second = last.since_warmup
     later: float | None = None if second is None else getattr(second, key)
+    reason = "" if value is not None else last.left_out.get(key, "no reason was recorded")
+    at = None if value is None else _position(value, low, high)
+    if value is not None and key == "layer_angle_median" and last.unjudged is not None:
+        at, reason = None, f"shown and not judged: {last.unjudged}"
     return Gauge(
         title=column.title,
         value=f"{said} {column.unit}".rstrip() if value is not None else "not measured",
         edges=(number(low, digits=2), number(high, digits=2)),
-        at=None if value is None else _position(value, low, high),
+        at=at,
         reach=None
-        if interval is None or value is None
+        if interval is None or at is None
         else (_position(interval[0], low, high), _position(interval[1], low, high)),
-        reason="" if value is not None else last.left_out.get(key, "no reason was recorded"),
+        reason=reason,
         later=""
         if second is None or later is None
         else f"since warm-up (step {second.anchor_step}) {number(later)} {column.unit}".rstrip(),

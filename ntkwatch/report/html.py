@@ -15,18 +15,29 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ntkwatch.report.columns import title_of, value_of
+from ntkwatch.report.columns import BY_KEY, title_of, value_of
 from ntkwatch.report.comparison import compare
 from ntkwatch.report.comparison_figures import Run, comparison_drawings
 from ntkwatch.report.core import summarise
 from ntkwatch.report.drawing import Drawing
 from ntkwatch.report.figures import run_drawings
 from ntkwatch.report.gauge import gauges
+from ntkwatch.report.matching import Clock
 from ntkwatch.report.words import clean, counted, duration, number
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Strength, Verdict
 
 __all__ = ["render_comparison_html", "render_html"]
+
+# What the table of runs at equal loss has room for.
+_AT_EQUAL_LOSS = (
+    "linearization_error",
+    "layer_angle_median",
+    "kernel_scale",
+    "relative_kernel_change",
+    "effective_rank",
+    "target_alignment",
+)
 
 
 def render_html(history: History, verdict: Verdict, *, title: str) -> str:
@@ -65,6 +76,7 @@ def render_comparison_html(
     *,
     title: str,
     facts: Mapping[str, Mapping[str, str]] | None = None,
+    by: Clock = "ratio",
 ) -> str:
     """Return several runs side by side as a page.
 
@@ -72,6 +84,7 @@ def render_comparison_html(
         runs: Name, observations and verdict of each.
         title: Heading of the page.
         facts: Per name of a run, further lines for its card, such as its test accuracy.
+        by: What runs are matched by: "ratio" of the loss to its start, or "loss".
 
     Returns:
         One HTML document of about 5 MB, most of it the plotting library, which it carries along.
@@ -80,7 +93,8 @@ def render_comparison_html(
         "comparison.html.j2",
         comparison_drawings(runs),
         title=title,
-        comparison=compare(runs, facts or {}),
+        comparison=compare(runs, facts or {}, by=by),
+        matched=[(key, BY_KEY[key].title) for key in _AT_EQUAL_LOSS],
     )
 
 

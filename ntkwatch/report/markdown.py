@@ -12,7 +12,7 @@ from ntkwatch.report.words import MISSING, Number, clean, counted, duration, num
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Verdict
 
-__all__ = ["render_markdown"]
+__all__ = ["escape", "items", "render_markdown", "table"]
 
 # What Markdown and its tables read as markup anywhere, before a link's slashes, and at the start
 # of a line. Parentheses are safe, as no bracket before them stays unescaped.
@@ -37,7 +37,7 @@ def render_markdown(history: History, verdict: Verdict, *, title: str) -> str:
         f"**Verdict: {escape(verdict.label)}**",
         escape(verdict.reason),
         "## Evidence",
-        _items(verdict.evidence),
+        items(verdict.evidence),
         "## Use",
         f"Task-aligned: {verdict.use.task_aligned}. "
         f"Features needed: {verdict.use.features_needed}. {escape(verdict.use.why)}".rstrip(),
@@ -47,7 +47,7 @@ def render_markdown(history: History, verdict: Verdict, *, title: str) -> str:
         *_layers(summary),
         *_left_out(summary),
         "## Settings",
-        _table(("setting", "value"), [(escape(k), escape(v)) for k, v in summary.settings], "ll"),
+        table(("setting", "value"), [(escape(k), escape(v)) for k, v in summary.settings], "ll"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -69,11 +69,13 @@ def _escaped(match: re.Match[str]) -> str:
     return _HTML.get(mark, f"\\{mark}")
 
 
-def _items(texts: Iterable[str]) -> str:
+def items(texts: Iterable[str]) -> str:
+    """Return texts as a list."""
     return "\n".join(f"- {escape(text)}" for text in texts)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
+    """Return a table of cells that are escaped already; ``align`` holds "l" or "r" per column."""
     rule = ["---:" if side == "r" else ":---" for side in align]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
@@ -91,7 +93,7 @@ def _numbers(summary: Summary) -> list[str]:
         rows.append([_cell(key, value) for key, value in values])
     return [
         "## Numbers over time",
-        _table(head, rows, "r" * len(head)),
+        table(head, rows, "r" * len(head)),
         f"Listed: {len(summary.rows)} of {counted(summary.total, 'observation')}. All of them took "
         f"{duration(summary.seconds)}, the slowest {duration(summary.slowest)}. "
         f"{MISSING} means: not measured.",
@@ -118,7 +120,7 @@ def _layers(summary: Summary) -> list[str]:
     ]
     return [
         "## Layers",
-        _table(("layer", "angle (rad)", "band", "relative displacement"), rows, "lrlr"),
+        table(("layer", "angle (rad)", "band", "relative displacement"), rows, "lrlr"),
     ]
 
 
@@ -127,11 +129,11 @@ def _left_out(summary: Summary) -> list[str]:
     if summary.missing:
         parts += [
             "## Not measured",
-            _items(f"{', '.join(m.titles)} ({m.where}): {m.reason}" for m in summary.missing),
+            items(f"{', '.join(m.titles)} ({m.where}): {m.reason}" for m in summary.missing),
         ]
     if summary.gaps:
         gaps = [f"step {gap.step}: {gap.reason}" for gap in summary.gaps]
-        parts += ["## Failed observations", _items(gaps)]
+        parts += ["## Failed observations", items(gaps)]
     if summary.problems:
-        parts += ["## Problems of the history file", _items(summary.problems)]
+        parts += ["## Problems of the history file", items(summary.problems)]
     return parts

@@ -4,31 +4,22 @@ Knows nothing of files or streams; control characters in names never reach the t
 """
 
 import math
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ntkwatch.report.columns import Column, value_of
 from ntkwatch.report.core import Summary, summarise
+from ntkwatch.report.page import ANSI, Page
 from ntkwatch.report.words import MISSING, clean, counted, duration, number, shorten
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import Strength, Verdict
+from ntkwatch.watch.verdict import Verdict
 
 __all__ = ["render_text"]
 
-# Blue and yellow are told apart by more eyes than green and red are.
-_ANSI = {
-    Strength.STATIC: "37",
-    Strength.LAZY: "36",
-    Strength.TRANSITIONAL: "33",
-    Strength.FEATURE_LEARNING: "35",
-    Strength.UNDETERMINED: "37",
-}
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN = 20  # layers, gaps and problems beyond this many are counted, not listed
 _COUNTS = ("step", "epoch")
 _BESIDE_NAME = 44  # columns that the rest of a layer's row takes
-_NARROWEST = 60  # columns below which tables are no longer readable
 
 
 def render_text(
@@ -47,10 +38,10 @@ def render_text(
         Lines, the last one ended.
     """
     summary = summarise(history, verdict)
-    page = _Page(colour=colour, width=width)
+    page = Page(colour=colour, width=width)
     page.line(shorten(f"ntkwatch: {clean(title)}", width))
     page.line()
-    page.line(page.painted(f"Verdict: {verdict.label}", f"1;{_ANSI[verdict.strength]}"))
+    page.line(page.painted(f"Verdict: {verdict.label}", f"1;{ANSI[verdict.strength]}"))
     page.prose(verdict.reason)
     page.section("Evidence")
     page.items(verdict.evidence)
@@ -68,48 +59,10 @@ def render_text(
     return page.text()
 
 
-class _Page:
-    """Lines that remember their width and whether they may be coloured."""
-
-    def __init__(self, *, colour: bool, width: int) -> None:
-        self._colour = colour
-        self.width = max(width, _NARROWEST)
-        self._lines: list[str] = []
-
-    def painted(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{clean(text)}\x1b[0m" if self._colour else clean(text)
-
-    def line(self, text: str = "") -> None:
-        self._lines.append(text.rstrip())
-
-    def section(self, heading: str) -> None:
-        self.line()
-        for line in textwrap.wrap(heading, self.width):
-            self.line(self.painted(line, "1"))
-
-    def prose(self, text: str, first: str = "  ", rest: str = "  ") -> None:
-        self._lines.extend(
-            textwrap.wrap(
-                clean(text),
-                self.width,
-                initial_indent=first,
-                subsequent_indent=rest,
-                break_on_hyphens=False,
-            )
-        )
-
-    def items(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            self.prose(text, "  - ", "    ")
-
-    def text(self) -> str:
-        return "\n".join(self._lines) + "\n"
-
-
 # Numbers over time. -------------------------------------------------------------------------------
 
 
-def _numbers(page: _Page, history: History, summary: Summary) -> None:
+def _numbers(page: Page, history: History, summary: Summary) -> None:
     if not summary.rows:
         return
     listed = counted(summary.total, "observation")
@@ -182,7 +135,7 @@ def _spark(values: Sequence[float | None], size: int = 5) -> str:
 # Layers, and what is not there. -------------------------------------------------------------------
 
 
-def _layers(page: _Page, summary: Summary) -> None:
+def _layers(page: Page, summary: Summary) -> None:
     if not summary.layers:
         return
     page.section(f"Layers, by how far their kernel turned ({len(summary.layers)})")
@@ -198,7 +151,7 @@ def _layers(page: _Page, summary: Summary) -> None:
     _and_more(page, len(summary.layers), "layers that turned less")
 
 
-def _left_out(page: _Page, summary: Summary) -> None:
+def _left_out(page: Page, summary: Summary) -> None:
     if summary.missing:
         page.section("Not measured")
         page.items(f"{', '.join(m.titles)} ({m.where}): {m.reason}" for m in summary.missing)
@@ -212,6 +165,6 @@ def _left_out(page: _Page, summary: Summary) -> None:
         _and_more(page, len(summary.problems), "problems")
 
 
-def _and_more(page: _Page, total: int, what: str) -> None:
+def _and_more(page: Page, total: int, what: str) -> None:
     if total > _SHOWN:
         page.line(f"  ... and {total - _SHOWN} more {what}")

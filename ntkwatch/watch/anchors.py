@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ntkwatch.jacobian.functional import Params
+from ntkwatch.jacobian.sketch import KernelSketch
 
 __all__ = ["Anchor"]
 
@@ -20,6 +21,7 @@ class Anchor:
         outputs: Outputs on the probe as the linearization sees them (batch function), (N, C).
         kernel: Trace kernel (N, N), or None where it could not be computed.
         layers: Its parts by layer.
+        sketch: Of the kernel, where one was taken in its place.
     """
 
     step: int
@@ -28,3 +30,4 @@ class Anchor:
     outputs: Tensor
     kernel: Tensor | None = None
     layers: Params = field(default_factory=dict)
+    sketch: KernelSketch | None = None

@@ -18,6 +18,7 @@ from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.kernel_drift import kernel_drift
 from ntkwatch.watch.measure import Measurement, Settings, linearized_function
 from ntkwatch.watch.records import Reading
+from ntkwatch.watch.sketching import take_sketch
 
 __all__ = ["buffer_share", "outputs_of_parameters", "parameters_part"]
 
@@ -63,7 +64,9 @@ def parameters_part(
         A reading with the numbers that compare kernels, or None where no buffer that the kernel
         reads has moved, so that all of the drift is the parameters'.
     """
-    if now.kernel is None or anchor.kernel is None:
+    kernels = now.kernel is not None and anchor.kernel is not None
+    sketches = now.sketch is not None and anchor.sketch is not None
+    if not kernels and not sketches:
         return None
     moved = _moved_and_read(now, anchor)
     if not moved:
@@ -72,15 +75,12 @@ def parameters_part(
     if weights is None:
         why = "moving buffers changed, and metrics='minimal' does not tell their part"
         return _without_numbers(anchor, moved, dict.fromkeys(keys, why))
-    kernel = now.problem.with_buffers(anchor.buffers).kernel(
-        engine=settings.engine, budget=settings.budget
-    )
     try:
-        check_finite(kernel.matrix)
+        held = _with_buffers_of(anchor, now, settings)
     except NonFiniteError as error:
         return _without_numbers(anchor, moved, dict.fromkeys(keys, str(error)))
     left_out: dict[str, str] = {}
-    drift = kernel_drift(replace(now, kernel=kernel), anchor, weights, left_out)
+    drift = kernel_drift(held, anchor, weights, left_out)
     return replace(_without_numbers(anchor, moved, left_out), **drift)
 
 
@@ -101,6 +101,20 @@ def buffer_share(change: float | None, of_parameters: float | None) -> float | N
     if not change or of_parameters is None:
         return None
     return 1 - of_parameters / change
+
+
+def _with_buffers_of(anchor: Anchor, now: Measurement, settings: Settings) -> Measurement:
+    """The same look with the kernel, or its sketch, that the anchor's buffers give."""
+    problem = now.problem.with_buffers(anchor.buffers)
+    if now.sketch is None:
+        assert settings.engine != "sketch"
+        kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
+        check_finite(kernel.matrix)
+        return replace(now, kernel=kernel)
+    sketch = take_sketch(
+        problem, settings.outputs, coupled=now.sketch.coupled, budget=settings.budget
+    )
+    return replace(now, sketch=sketch)
 
 
 def _without_numbers(anchor: Anchor, moved: list[str], left_out: dict[str, str]) -> Reading:

@@ -18,6 +18,7 @@ from ntkwatch.kernel.bootstrap import bootstrap_weights, residual_ratio_samples
 from ntkwatch.kernel.gram import widest_float
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.buffers import buffer_share, outputs_of_parameters, parameters_part
+from ntkwatch.watch.describe import unjudged
 from ntkwatch.watch.kernel_drift import finite_intervals, kernel_drift
 from ntkwatch.watch.measure import Measurement, Settings, linearized_function
 from ntkwatch.watch.probe import ProbeBatch
@@ -56,9 +57,9 @@ def compare(
     left_out = dict(now.left_out)
     if now.kernel is not None and anchor.kernel is None:
         left_out["kernel"] = "there was none at the anchor"
-    if "kernel" in left_out:
-        left_out["layer_angle_median"] = "there is no per-sample kernel"
     values = kernel_drift(now, anchor, weights, left_out)
+    if "kernel" in left_out and "kernel_angle" not in values:
+        left_out.setdefault("layer_angle_median", _why_no_drift(now, anchor))
     intervals = values.pop("intervals", {})
     own = parameters_part(now, anchor, settings, weights)
     if own is not None:
@@ -76,11 +77,18 @@ def compare(
         linearization_method=method,
         output_change=float((outputs - anchor.outputs).square().mean().sqrt()),
         parameters_only=own,
+        unjudged=unjudged(now),
         intervals=intervals,
         left_out=left_out,
         **values,
         **_displacement(now, anchor),
     )
+
+
+def _why_no_drift(now: Measurement, anchor: Anchor) -> str:
+    if now.sketch is not None and anchor.sketch is None:
+        return "there was no sketch of the kernel at the anchor"
+    return "there is no per-sample kernel"
 
 
 def _linearization(

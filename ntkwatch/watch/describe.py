@@ -11,7 +11,7 @@ from ntkwatch.watch.measure import Measurement, Settings
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import RunInfo
 
-__all__ = ["notes_on", "run_info"]
+__all__ = ["notes_on", "run_info", "unjudged"]
 
 
 def run_info(
@@ -38,6 +38,9 @@ def run_info(
     """
     spec, params = now.problem.spec, parameters_of(model)
     engines = set() if now.kernel is None else set(now.kernel.coverage.values())
+    if now.sketch is not None:
+        drawn = now.sketch
+        engines = {f"sketch ({drawn.form}, {drawn.columns} columns, outputs {drawn.spec.outputs})"}
     return RunInfo(
         spec={
             **spec.to_plain(),
@@ -69,12 +72,40 @@ def notes_on(now: Measurement, settings: Settings) -> tuple[str, ...]:
     """
     notes = []
     if now.problem.reduction.name.startswith("random"):
+        who = "the linearization error sees"
+        if now.sketch is None or now.sketch.spec.outputs == now.problem.spec.outputs:
+            who = "the kernel and the linearization error see"
         notes.append(
-            f"the kernel and the linearization error see {now.problem.reduction.rows} fixed "
+            f"{who} {now.problem.reduction.rows} fixed "
             f"random directions of the {now.problem.spec.output_count} outputs"
         )
     if settings.moving and settings.batchnorm == "running":
         notes.append("moving batch statistics count as drift of this kernel")
-    if now.problem.spec.coupled:
+    if now.problem.spec.coupled or (now.sketch is not None and now.sketch.coupled):
         notes.append("the kernel is that of the batch function: its samples are coupled")
+    if now.sketch is not None:
+        notes.append(
+            f"numbers that compare kernels are estimates from a sketch of {now.sketch.columns} "
+            "random columns, and their intervals are over the choice of columns"
+        )
     return tuple(notes)
+
+
+def unjudged(now: Measurement) -> str | None:
+    """Return why the bands of a verdict do not hold for a kernel's angles, or None if they do.
+
+    They were fitted to kernels of independent samples, summed over outputs. Batch statistics that
+    are differentiated and outputs side by side turn further in the same run.
+
+    Args:
+        now: What was seen.
+
+    Returns:
+        The reason in words.
+    """
+    sketch = now.sketch
+    if now.problem.spec.coupled or (sketch is not None and sketch.coupled):
+        return "there are no bands for kernels of coupled samples"
+    if sketch is not None and sketch.spec.outputs == "full" and sketch.spec.output_count > 1:
+        return "there are no bands for kernels of all outputs side by side"
+    return None

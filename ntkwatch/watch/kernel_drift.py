@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ntkwatch.errors import KernelMismatchError
-from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.kernel.bootstrap import angle_samples, central_interval, relative_change_samples
 from ntkwatch.kernel.drift import (
     kernel_angle,
@@ -24,6 +23,7 @@ from ntkwatch.kernel.drift import (
 from ntkwatch.kernel.gram import offdiag
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.measure import Measurement
+from ntkwatch.watch.sketching import sketch_drift
 
 __all__ = ["finite_intervals", "kernel_drift"]
 
@@ -43,8 +43,11 @@ def kernel_drift(
         left_out: Takes the reasons for numbers that are not defined.
 
     Returns:
-        Values by field name, "intervals" and "layer_angle" among them; none without two kernels.
+        Values by field name, "intervals" and "layer_angle" among them; none without two kernels or
+        two sketches.
     """
+    if now.sketch is not None and anchor.sketch is not None:
+        return sketch_drift(now.sketch, anchor.sketch, counted=now.matrix_layers, left_out=left_out)
     if now.kernel is None or anchor.kernel is None:
         return {}
     values: dict[str, Any] = _whole_drift(now.kernel.trace, anchor.kernel, left_out)
@@ -94,17 +97,12 @@ def _layer_angles(
             when = "at the anchor" if not bool(reference.any()) else "now"
             left_out[f"layer_angle/{layer}"] = f"its part of the kernel is zero {when}"
     counted = [
-        angle for layer, angle in angles.items() if angle is not None and layer in _matrices(now)
+        angle for layer, angle in angles.items() if angle is not None and layer in now.matrix_layers
     ]
     if not counted:
         left_out["layer_angle_median"] = "no layer with a matrix weight has a reference"
         return angles, None
     return angles, _median(counted)
-
-
-def _matrices(now: Measurement) -> set[str]:
-    params = now.problem.function.params
-    return {layer_of(name) for name in now.problem.names if params[name].ndim >= 2}
 
 
 def _median(values: Sequence[float]) -> float:
@@ -131,7 +129,7 @@ def _kernel_intervals(
     counted = [
         layer
         for layer, angle in layer_angle.items()
-        if angle is not None and layer in _matrices(now)
+        if angle is not None and layer in now.matrix_layers
     ]
     if counted:
         by_layer = [

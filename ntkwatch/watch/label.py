@@ -33,9 +33,18 @@ def label_reading(
         reason = reading.left_out.get("layer_angle_median", "it was not measured")
         by_angle = None
         said += f"; the median layer angle is missing ({reason.rstrip('.')})"
+    elif reading.unjudged is not None:
+        by_angle = None
+        said += (
+            f"; the median layer angle, {number(angle)} rad{own_part}{_estimated(reading)}, is "
+            f"shown and not judged ({reading.unjudged})"
+        )
     else:
         by_angle = band_of_angle(angle, floors.get("layer_angle_median", 0.0), bands)
-        said += f", and the median layer angle is {number(angle)} rad{own_part}, {place(by_angle)}"
+        said += (
+            f", and the median layer angle is {number(angle)} rad{own_part}{_estimated(reading)}, "
+            f"{place(by_angle)}"
+        )
     if by_error is Strength.STATIC and by_angle is not Strength.STATIC:
         by_error = Strength.LAZY  # static needs both
     edges = _edges_spanned(reading, bands)
@@ -49,13 +58,20 @@ def label_reading(
             f"{said}, but its interval over probe points [{number(low)}, {number(high)}] "
             "reaches from the lazy to the feature-learning band",
         )
-    kept_shape = angle is not None and angle < bands.lazy_angle
+    kept_shape = by_angle is not None and angle is not None and angle < bands.lazy_angle
     if kept_shape and by_error is Strength.FEATURE_LEARNING:
         return _rich_error_small_angle(change, said, bands)
     grew = change is not None and change > bands.rescaled_change
     if kept_shape and grew and by_error in (Strength.STATIC, Strength.LAZY):
         return Strength.LAZY, "kernel rescaled", f"{said}, while the kernel changed its scale"
     return by_error, "borderline" if edges == 1 else None, said
+
+
+def _estimated(reading: Reading) -> str:
+    """What an angle rests on, where that is not the whole kernel."""
+    if reading.sketch_columns is None:
+        return ""
+    return f" (by a sketch of {reading.sketch_columns} columns)"
 
 
 def _rich_error_small_angle(

@@ -97,5 +97,6 @@ def look(
         if kept.warmup is not None and step > kept.warmup.step:
             since_warmup = compare(now, kept.warmup, settings=settings, weights=weights)
     without = now.left_out.get("kernel") if kept.start.kernel is None else None
-    settings = replace(settings, no_kernel=without)
+    coupled = now.sketch is not None and now.sketch.coupled
+    settings = replace(settings, no_kernel=without, coupled=coupled)
     return Seen(settings, now, kept.start, kept.floors, reading, since_warmup)

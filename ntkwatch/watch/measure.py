@@ -5,6 +5,7 @@ What is measured here stands for itself; comparing it with a reference is anothe
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,26 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, take
 from ntkwatch.jacobian.outputs import OutputsSpec
+from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.problem import Problem, prepare
+from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
 from ntkwatch.kernel.gram import check_finite, widest_float
 from ntkwatch.watch.anchors import Anchor
+from ntkwatch.watch.sketching import sketch_floors, take_sketch, too_large
 
-__all__ = ["Measurement", "Settings", "linearized_function", "measure", "noise_floor"]
+__all__ = [
+    "Measurement",
+    "Settings",
+    "WatchEngine",
+    "linearized_function",
+    "measure",
+    "noise_floor",
+]
+
+WatchEngine = EngineName | Literal["sketch"]
+_SKETCHING = ("auto", "sketch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +48,11 @@ class Settings:
         batchnorm: Statistics that kernels use for those.
         forward: How to call the model, or None to guess.
         outputs: Reduction.
-        engine: Engine.
+        engine: Engine, or "sketch".
         budget: Bytes.
         dtype: Of the Jacobian.
-        no_kernel: Why samples have no kernel of their own, as found at the reference; or None.
+        no_kernel: Why there is no kernel, as found at the reference; or None.
+        coupled: Whether that is because samples depend on each other.
     """
 
     names: tuple[str, ...]
@@ -45,10 +60,11 @@ class Settings:
     batchnorm: BatchNormMode
     forward: ForwardFn | None
     outputs: OutputsSpec
-    engine: EngineName
+    engine: WatchEngine
     budget: int
     dtype: torch.dtype
     no_kernel: str | None = None
+    coupled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +74,22 @@ class Measurement:
     Attributes:
         problem: Model and probe, ready for an engine.
         outputs: Of the function that is linearized, (N, C), in the widest float.
-        kernel: The kernel, or None where samples are coupled.
+        kernel: The kernel, or None where there is none, or none that can be held.
+        sketch: Of the kernel, where one was taken in its place.
         left_out: Per missing number, the reason.
     """
 
     problem: Problem
     outputs: Tensor
     kernel: Kernel | None
+    sketch: KernelSketch | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def matrix_layers(self) -> set[str]:
+        """Modules with a matrix or convolution weight: those that a median is taken over."""
+        params = self.problem.function.params
+        return {layer_of(name) for name in self.problem.names if params[name].ndim >= 2}
 
     def as_anchor(self, step: int) -> Anchor:
         """Return a copy of what later steps are compared with."""
@@ -77,6 +101,7 @@ class Measurement:
             outputs=self.outputs,
             kernel=None if self.kernel is None else self.kernel.trace,
             layers={} if self.kernel is None else self.kernel.layers,
+            sketch=self.sketch,
         )
 
 
@@ -118,11 +143,7 @@ def measure(
         reference=reference,
         state=state,
     )
-    kernel, left_out = None, {}
-    if settings.no_kernel is not None:
-        left_out["kernel"] = settings.no_kernel
-    else:
-        kernel, left_out = _kernel_if_any(problem, settings, first=first)
+    seen = _kernel_or_sketch(problem, settings, first=first)
     outputs_of = linearized_function(problem, settings.moving)
     with torch.no_grad():
         outputs = outputs_of({})
@@ -132,23 +153,37 @@ def measure(
             "infinite, so nothing can be compared with them. Check the weights for divergence."
         )
     wide = widest_float(outputs.device)
-    return Measurement(problem=problem, outputs=outputs.to(wide), kernel=kernel, left_out=left_out)
+    return Measurement(problem=problem, outputs=outputs.to(wide), **seen)
 
 
-def _kernel_if_any(
-    problem: Problem, settings: Settings, *, first: bool
-) -> tuple[Kernel | None, dict[str, str]]:
-    """The kernel, or why there is none."""
+def _kernel_or_sketch(problem: Problem, settings: Settings, *, first: bool) -> dict[str, Any]:
+    """The kernel, or why there is none and, as far as the engine allows it, a sketch of it."""
+    why, coupled = settings.no_kernel, settings.coupled
+    kernel = None
     try:
         if first:
             problem.check_samples_independent()
-        kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
+        if why is None:
+            why = _why_to_sketch(problem, settings)
+        if why is None and settings.engine != "sketch":
+            kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
+            check_finite(kernel.matrix)
+            return {"kernel": kernel}
     except RandomForwardError:
         raise
     except (SampleCouplingError, CoverageError) as error:
-        return None, {"kernel": str(error)}
-    check_finite(kernel.matrix)
-    return kernel, {}
+        why, coupled = str(error), isinstance(error, SampleCouplingError)
+    sketch = None
+    if settings.engine in _SKETCHING:
+        sketch = take_sketch(problem, settings.outputs, coupled=coupled, budget=settings.budget)
+    return {"kernel": None, "sketch": sketch, "left_out": {"kernel": why}}
+
+
+def _why_to_sketch(problem: Problem, settings: Settings) -> str | None:
+    """Why a kernel that exists is not computed."""
+    if settings.engine == "sketch":
+        return "engine='sketch' estimates how far it moved without computing it"
+    return too_large(problem, settings.budget) if settings.engine == "auto" else None
 
 
 def linearized_function(
@@ -207,24 +242,30 @@ def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
     problem = measured.problem.at(_last_places_moved(measured.problem.function.params))
     reverse = take(problem.inputs, order)
     with torch.no_grad():
-        again = linearized_function(problem, settings.moving, inputs=reverse)({})
-    change = (again[order].to(measured.outputs) - measured.outputs).square().mean().sqrt()
+        outputs = linearized_function(problem, settings.moving, inputs=reverse)({})
+    change = (outputs[order].to(measured.outputs) - measured.outputs).square().mean().sqrt()
     floors = {"output": change}
     kernel = measured.kernel
     if kernel is not None and bool(kernel.trace.any()):
         # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
         budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes))
-        other = problem.kernel(engine=settings.engine, budget=budget, order=order)
-        floors["relative_kernel_change"] = relative_kernel_change(other.trace, kernel.trace)
-        floors["kernel_angle"] = kernel_angle(other.trace, kernel.trace)
+        assert settings.engine != "sketch"
+        again = problem.kernel(engine=settings.engine, budget=budget, order=order)
+        floors["relative_kernel_change"] = relative_kernel_change(again.trace, kernel.trace)
+        floors["kernel_angle"] = kernel_angle(again.trace, kernel.trace)
         angles = [
-            kernel_angle(other.layers[layer], part)
+            kernel_angle(again.layers[layer], part)
             for layer, part in kernel.layers.items()
-            if bool(part.any()) and bool(other.layers[layer].any())
+            if bool(part.any()) and bool(again.layers[layer].any())
         ]
         if angles:
             floors["layer_angle_median"] = torch.stack(angles).max()
-    return {key: float(value) for key, value in floors.items()}
+    rounded = {key: float(value) for key, value in floors.items()}
+    if (sketch := measured.sketch) is not None:
+        how = (problem, settings.outputs)
+        second = take_sketch(*how, coupled=sketch.coupled, budget=settings.budget)
+        rounded |= sketch_floors(second, sketch)
+    return rounded
 
 
 def _last_places_moved(params: Params) -> Params:

@@ -57,7 +57,11 @@ class Reading:
         parameters_only: The numbers that compare kernels, with the anchor's buffers: the
             parameters' part of the drift. None where no buffer that the kernel reads has moved.
         moving_buffers: In ``parameters_only``: the buffers that have changed since the anchor.
-        intervals: Per key, a central 95 % interval over the choice of probe points.
+        sketch_columns: Random columns of the sketches that the numbers comparing kernels were
+            estimated from; None where they are those of whole kernels.
+        unjudged: Why the bands of a verdict do not hold for the angles; None where they do.
+        intervals: Per key, a central 95 % interval over the choice of probe points; where there are
+            ``sketch_columns``, those of the numbers that compare kernels are over columns instead.
         left_out: Per key that is None, the reason.
     """
 
@@ -79,6 +83,8 @@ class Reading:
     buffer_share: float | None = None
     parameters_only: "Reading | None" = None
     moving_buffers: tuple[str, ...] = ()
+    sketch_columns: int | None = None
+    unjudged: str | None = None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 

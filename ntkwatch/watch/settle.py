@@ -16,9 +16,9 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import Params, jacobian_dtype
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import clean_name, parameters_of, select_parameters
-from ntkwatch.jacobian.spec import BatchNormMode, EngineName, KernelSpec
+from ntkwatch.jacobian.spec import BatchNormMode, KernelSpec
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.measure import Settings
+from ntkwatch.watch.measure import Settings, WatchEngine
 
 __all__ = ["Wanted", "check_same_model", "check_same_settings", "kept_state", "settle"]
 
@@ -34,7 +34,7 @@ class Wanted:
         params: Names or patterns of parameters, or None.
         outputs: Setting of outputs.
         forward: How to call the model, or None.
-        engine: Engine.
+        engine: Engine, or "sketch".
         batchnorm: Statistics of moving BatchNorms.
         budget: Bytes.
         dtype: Of the Jacobian, or None.
@@ -43,7 +43,7 @@ class Wanted:
     params: str | Sequence[str] | None
     outputs: OutputsSpec
     forward: ForwardFn | None
-    engine: EngineName
+    engine: WatchEngine
     batchnorm: BatchNormMode
     budget: int
     dtype: torch.dtype | None

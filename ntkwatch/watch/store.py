@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.sketch import KernelSketch
+from ntkwatch.jacobian.spec import KernelSpec
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.history import HISTORY_FILE, History, append_record
 from ntkwatch.watch.probe import ProbeBatch
@@ -60,6 +62,11 @@ class RunFiles:
         return self.folder / HISTORY_FILE
 
     @property
+    def reference(self) -> Path:
+        """Path of the anchor at the reference."""
+        return self.folder / _ANCHORS["start"]
+
+    @property
     def can_go_on(self) -> bool:
         """Whether there is all that an interrupted run needs to go on from here."""
         needed = (HISTORY_FILE, _PROBE, _ANCHORS["start"])
@@ -97,11 +104,15 @@ class RunFiles:
         tensors = {f"param:{name}": tensor for name, tensor in anchor.params.items()}
         tensors |= {f"buffer:{name}": tensor for name, tensor in anchor.buffers.items()}
         tensors |= {f"layer:{name}": tensor for name, tensor in anchor.layers.items()}
+        sketch, about = anchor.sketch, {"step": str(anchor.step)}
+        if sketch is not None:
+            found, about["sketch"] = _sketch_parts(sketch)
+            tensors |= {f"sketch:{name}": tensor for name, tensor in found.items()}
         tensors["outputs"] = anchor.outputs
         if anchor.kernel is not None:
             tensors["kernel"] = anchor.kernel
         # safetensors orders by size; sums over parameters are to be the same to the last bit.
-        about = {"step": str(anchor.step), "order": json.dumps(list(tensors))}
+        about["order"] = json.dumps(list(tensors))
         path = self.folder / _ANCHORS[kind]
         write_atomically(path, lambda part: _save(tensors, part, about))
 
@@ -113,10 +124,12 @@ class RunFiles:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
         tensors = load_file(path, device=str(device))
-        groups: dict[str, dict[str, Tensor]] = {"param": {}, "buffer": {}, "layer": {}, "": {}}
+        kinds = ("param", "buffer", "layer", "sketch", "")
+        groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for key in json.loads(about["order"]):
             group, _, name = key.partition(":") if ":" in key else ("", "", key)
             groups[group][name] = tensors[key]
+        drawn = about.get("sketch")
         return Anchor(
             step=int(about["step"]),
             params=groups["param"],
@@ -124,6 +137,7 @@ class RunFiles:
             layers=groups["layer"],
             outputs=groups[""]["outputs"],
             kernel=groups[""].get("kernel"),
+            sketch=None if drawn is None else _rebuilt_sketch(groups["sketch"], drawn),
         )
 
     def write_kernel(self, step: int, kernel: Tensor) -> None:
@@ -189,6 +203,31 @@ def _save(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str]) -> N
     # safetensors refuses tensors that share memory or are not contiguous.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(own, path, metadata=about)
+
+
+def _sketch_parts(sketch: KernelSketch) -> tuple[dict[str, Tensor], str]:
+    """A sketch as tensors by name, and the rest of it as JSON."""
+    tensors = {"gram": sketch.gram} | ({} if sketch.images is None else {"images": sketch.images})
+    tensors |= {f"layer:{layer}": part for layer, part in sketch.layers.items()}
+    keys = ("form", "size", "seed", "coupled", "method")
+    drawn = {key: getattr(sketch, key) for key in keys}
+    return tensors, json.dumps({**drawn, "spec": sketch.spec.to_plain()})
+
+
+def _rebuilt_sketch(tensors: Mapping[str, Tensor], about: str) -> KernelSketch:
+    drawn = json.loads(about)
+    spec: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in drawn.pop("spec").items()
+    }
+    layers = {key.removeprefix("layer:"): tensors[key] for key in tensors if ":" in key}
+    return KernelSketch(
+        images=tensors.get("images"),
+        gram=tensors["gram"],
+        layers=layers,
+        spec=KernelSpec(**spec),
+        **drawn,
+    )
 
 
 def _structure(inputs: Inputs, name: str = "inputs") -> Any:

@@ -19,12 +19,12 @@ from ntkwatch.jacobian.engine import check_batchnorm, check_choice
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
-from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
+from ntkwatch.jacobian.spec import BatchNormMode, Kernel
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.describe import notes_on, run_info
 from ntkwatch.watch.history import History
 from ntkwatch.watch.look import Kept, Seen, look
-from ntkwatch.watch.measure import Settings
+from ntkwatch.watch.measure import Settings, WatchEngine
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation, Reading
 from ntkwatch.watch.settle import Wanted, check_same_settings, settle
@@ -51,7 +51,8 @@ class KernelTracker:
         outputs: Which outputs enter the kernel, as in ``empirical_ntk``; "auto" takes all up to 10
             and 8 random directions beyond (orthogonal to the all-ones vector for class targets).
         params: Names or patterns of parameters for the kernel; default all trainable ones.
-        engine: As in ``empirical_ntk``.
+        engine: As in ``empirical_ntk``; or "sketch", which estimates how far the kernel has moved,
+            with errors. "auto" takes it where samples are coupled or the kernel cannot be held.
         batchnorm: Statistics of BatchNorms that train on batch statistics, in kernels: those of the
             "probe" (default); "running" averages, whose motion then counts as drift; those of the
             "reference" step, with every other buffer; or those of the "batch", differentiated
@@ -80,7 +81,7 @@ class KernelTracker:
         forward: ForwardFn | None = None,
         outputs: OutputsSpec = "auto",
         params: str | Sequence[str] | None = None,
-        engine: EngineName = "auto",
+        engine: WatchEngine = "auto",
         batchnorm: BatchNormMode = "probe",
         memory_budget: str | int = "1GiB",
         dtype: torch.dtype | None = None,
@@ -90,8 +91,9 @@ class KernelTracker:
         reference: str = "the first observation",
         reference_is_start: bool = True,
     ) -> None:
-        check_choice("engine", engine, ("auto", "vmap", "loop"))
-        check_batchnorm(batchnorm, engine, ("running", "probe", "reference", "batch"))
+        check_choice("engine", engine, ("auto", "structured", "vmap", "loop", "sketch"))
+        exact = "auto" if engine == "sketch" else engine
+        check_batchnorm(batchnorm, exact, ("running", "probe", "reference", "batch"))
         check_choice("metrics", metrics, ("minimal", "standard"))
         if top_k < 1:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
@@ -123,7 +125,7 @@ class KernelTracker:
 
     @property
     def reference(self) -> Anchor | None:
-        """Weights, outputs and kernel at the reference step, or None before it."""
+        """Weights, outputs and kernel (or sketch) at the reference step, or None before it."""
         return self._start
 
     @property

@@ -41,7 +41,7 @@ class LayerReading:
         angle: Angle against its part at the start, radians, moving buffers put back; None where
             that was zero.
         relative_displacement: ``|theta - theta_0| / |theta_0|`` of its parameters, or None.
-        band: The band that the angle alone lies in, or "no reference".
+        band: The band that the angle alone lies in, "no reference" or "not judged".
     """
 
     angle: float | None
@@ -270,11 +270,19 @@ def _combine(readings: dict[str, ReadingVerdict]) -> tuple[Strength, str | None,
 
 def _layers(last: Observation, bands: Bands) -> dict[str, LayerReading]:
     floor = last.noise_floor.get("layer_angle_median", 0.0)
+
+    def band(angle: float | None) -> str:
+        if angle is None:
+            return "no reference"
+        if last.unjudged is not None:
+            return "not judged"
+        return str(band_of_angle(angle, floor, bands))
+
     return {
         name: LayerReading(
             angle=angle,
             relative_displacement=last.layer_relative_displacement.get(name),
-            band="no reference" if angle is None else str(band_of_angle(angle, floor, bands)),
+            band=band(angle),
         )
         for name, angle in last.of_parameters().layer_angle.items()
     }

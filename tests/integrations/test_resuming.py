@@ -222,3 +222,40 @@ def test_a_learning_rate_finder_before_training_is_no_resume(tmp_path):
     trainer(pl, tmp_path, [find, watch]).fit(model, loader())
     assert [o.step for o in watch.history] == [0, 5, 6]
     assert watch.history.run.reference_is_start
+
+
+class _Similarities(nn.Module):
+    """A contrastive head: every sample is compared with every other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(5, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = nn.functional.normalize(self.body(x).tanh(), dim=1)
+        return 5 * z @ z.T
+
+
+@pytest.mark.parametrize(
+    ("net", "settings", "columns"),
+    [(_Similarities, {}, 64), (mlp, {"engine": "sketch"}, 64), (mlp, {}, None)],
+    ids=["coupled", "sketch asked for", "whole kernels"],
+)
+def test_a_sketched_run_goes_on_where_it_stopped(net, settings, columns, tmp_path):
+    pl, watches = lightning(), []
+    for name, until in (("whole", 18), ("stopped", STOP), ("resumed", 18)):
+        checkpoint = _last(tmp_path / "stopped") if name == "resumed" else None
+        watches.append(_monitor(probe_size=12, **settings))
+        how = {"model": module(pl, net()), "max_epochs": None, "max_steps": until}
+        _fit(pl, tmp_path / name, watches[-1], checkpoint=checkpoint, **how)
+    whole, _, resumed = (watch.history for watch in watches)
+    expected = {o.step: o for o in _numbers(whole)}
+    found = {o.step: o for o in _numbers(resumed)}
+    del found[STOP]
+    assert found == expected
+    assert {o.sketch_columns for o in whole if o.step} == {columns}
+    assert all(o.kernel_angle > 0 for o in whole if o.step)
+    assert read_history(tmp_path / "resumed" / "ntk").observations == resumed.observations
+    page = (tmp_path / "resumed" / "ntk" / "report.html").read_text()
+    assert ("estimates from a sketch of 64 random columns" in page) is (columns is not None)

@@ -16,6 +16,7 @@ __all__ = [
     "Cancels",
     "Checkpointed",
     "ComplexWeights",
+    "Counter",
     "ImageNet",
     "InPlaceInput",
     "LastHidden",
@@ -37,6 +38,22 @@ def gap(actual: Tensor, expected: Tensor) -> float:
     """Relative Frobenius error."""
     assert actual.shape == expected.shape
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+class Counter:
+    """A backend that runs graphs as they are, and counts."""
+
+    def __init__(self):
+        self.graphs = self.runs = 0
+
+    def __call__(self, graph, _examples):
+        self.graphs += 1
+
+        def run(*args):
+            self.runs += 1
+            return graph.forward(*args)
+
+        return run
 
 
 class MLP(nn.Sequential):

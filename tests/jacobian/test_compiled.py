@@ -3,31 +3,17 @@
 The backend counts the runs of the graphs that it made: the oracle for "compiled".
 """
 
+import copy
+
 import pytest
 import torch
-from jacobian.models import MLP, gap
+from jacobian.models import MLP, Counter, gap
 from torch import nn
 
 from ntkwatch.jacobian.engine import empirical_ntk
 from ntkwatch.jacobian.parameters import clean_name, layer_of
 
 from oracles import dense_ntk
-
-
-class Counter:
-    """A backend that runs graphs as they are, and counts."""
-
-    def __init__(self):
-        self.graphs = self.runs = 0
-
-    def __call__(self, graph, _examples):
-        self.graphs += 1
-
-        def run(*args):
-            self.runs += 1
-            return graph.forward(*args)
-
-        return run
 
 
 def _classes():
@@ -74,7 +60,7 @@ def _fresh():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "structured", "vmap", "loop"])
 @pytest.mark.parametrize("already", [True, False], ids=["compiled before", "compiled after"])
 @pytest.mark.parametrize("compiled", [_wrapped, _in_place, _inside])
 def test_the_compiled_graph_runs_again_after_a_measurement(compiled, already, engine):
@@ -91,14 +77,15 @@ def test_the_compiled_graph_runs_again_after_a_measurement(compiled, already, en
         model(x).sum().backward()
     assert counter.runs == expected_runs + 3
     assert counter.graphs == 1
-    assert set(kernel.coverage.values()) == {engine}
+    assert set(kernel.coverage.values()) == {"structured" if engine == "auto" else engine}
 
 
+@pytest.mark.parametrize("engine", ["structured", "vmap"])
 @pytest.mark.parametrize("compiled", [_wrapped, _in_place, _inside])
-def test_names_show_no_wrapper_and_the_kernel_is_that_of_the_plain_model(compiled):
+def test_names_show_no_wrapper_and_the_kernel_is_that_of_the_plain_model(compiled, engine):
     model, x = compiled(Counter()), torch.randn(4, 4)
     plain = getattr(model, "_orig_mod", model)
-    kernel = empirical_ntk(model, x, dtype=torch.float64)
+    kernel = empirical_ntk(model, x, engine=engine, dtype=torch.float64)
     prefix = "net." if compiled is _inside else ""
     names = [
         f"{prefix}{layer}.{kind}" for layer in ("first", "last") for kind in ("weight", "bias")
@@ -106,9 +93,11 @@ def test_names_show_no_wrapper_and_the_kernel_is_that_of_the_plain_model(compile
     assert list(kernel.coverage) == names
     assert list(kernel.layers) == [f"{prefix}first", f"{prefix}last"]
     assert kernel.spec.params == tuple(names)
-    if compiled is not _inside:
-        assert gap(kernel.matrix, dense_ntk(plain, x)) < 1e-14
-    chosen = empirical_ntk(model, x, params=f"{prefix}first.*", dtype=torch.float64)
+    if compiled is _inside:
+        plain = copy.copy(model)
+        plain._modules = {"net": model.net._orig_mod}
+    assert gap(kernel.matrix, dense_ntk(plain, x)) < 1e-14
+    chosen = empirical_ntk(model, x, engine=engine, params=f"{prefix}first.*", dtype=torch.float64)
     assert gap(chosen.trace, kernel.layers[f"{prefix}first"]) < 1e-14
 
 

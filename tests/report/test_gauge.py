@@ -58,3 +58,11 @@ def test_the_reading_since_warm_up_has_its_own_mark():
 def test_without_a_reading_since_warm_up_there_is_no_second_mark():
     gauge, _ = gauges(replace(LAST, since_warmup=None), Bands())
     assert (gauge.later, gauge.later_at) == ("", None)
+
+
+def test_an_angle_without_bands_is_shown_and_has_no_place():
+    error, angle = gauges(replace(LAST, unjudged="there are no bands for it"), Bands())
+    assert error.at is not None
+    assert (angle.at, angle.reach) == (None, None)
+    assert angle.value == gauges(LAST, Bands())[1].value
+    assert angle.reason == "shown and not judged: there are no bands for it"

@@ -283,6 +283,21 @@ def test_probes_of_different_size_are_named_before_comparing(rich, tmp_path):
     assert "N = 32, 64" in _compared([("a", rich), ("b", small)]).text
 
 
+def test_kernels_of_another_kind_are_named_before_comparing(rich, tmp_path):
+    about = {"sketch_columns": 64, "unjudged": "there are no bands for coupled ones"}
+    other = read_back(tmp_path, tuple(replace(o, **about) for o in feature_observations()))
+    text = _compared([("a", rich), ("b", other)]).text
+    assert "not of one kind (b: there are no bands for coupled ones): do not compare" in text
+    assert "Before comparing" not in _compared([("b", other), ("c", other)]).text
+
+
+def test_a_page_says_what_the_intervals_of_a_sketch_are_over(rich, tmp_path):
+    sketched = tuple(replace(o, sketch_columns=64) for o in feature_observations())
+    said = "sketch of 64 random columns: their intervals hold 95 % over the choice of columns"
+    assert said in _page(read_back(tmp_path, sketched)).text
+    assert said not in _page(rich).text
+
+
 def test_the_final_numbers_are_those_of_the_last_observation(rich, lazy):
     text = _compared([("a", lazy), ("b", rich)]).text
     row = f"top eigenvalue {lazy[-1].top_eigenvalues[0]:.0f} {rich[-1].top_eigenvalues[0]:.0f}"

@@ -14,7 +14,6 @@ from ntkwatch.jacobian.structured.check import check_against_autograd, trust, tr
 from ntkwatch.jacobian.structured.graph import Unstructured
 from ntkwatch.jacobian.structured.kernel import Parts, structured_kernel
 from ntkwatch.jacobian.structured.passes import Pass, run_pass
-from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["Served", "serve"]
 
@@ -114,8 +113,7 @@ def _check(
     try:
         check_against_autograd(side, names, budget)
     except Unstructured:
-        device = side.tape.outputs.device
-        wide = widest_float(device)
+        device, wide = side.tape.outputs.device, side.tape.function.widest
         if side.tape.outputs.dtype == wide:
             raise
         # Perhaps it is rounding, in a parameter whose gradients nearly cancel: float64 tells.

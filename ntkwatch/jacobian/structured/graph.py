@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["Edge", "Graph", "Unstructured", "dtype_of", "outputs_of", "shape_of"]
-
-# Where values rather than shapes say which row goes where, another batch may go elsewhere.
-_ROUTING = ("Index", "Gather", "Scatter", "MaskedSelect", "MaskedScatter", "Take", "Sort", "Topk")
+__all__ = ["Edge", "Graph", "Unstructured", "below", "dtype_of", "outputs_of", "shape_of"]
 
 
 class Unstructured(Exception):  # noqa: N818 - not for users: it asks for another engine
@@ -98,9 +95,17 @@ class Graph:
             parts.append((node.name(), below, shapes))
         return hash(tuple(parts))
 
-    def routes(self) -> bool:
-        """Return whether values may decide which row goes where, as in routed experts."""
-        return any(node.name().startswith(_ROUTING) for node in self.nodes)
+
+def below(root: Node) -> list[Node]:
+    """Return an operation and all that it depends on."""
+    found = {root: None}
+    waiting = [root]
+    while waiting:
+        for child, _ in waiting.pop().next_functions:
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
 
 
 def outputs_of(node: Node) -> list[Edge]:

@@ -1,7 +1,9 @@
 """What a backward pass leaves behind for one parameter: the operands of its contraction."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.autograd.graph import Node
 
 from ntkwatch.jacobian.functional import real_entries
 from ntkwatch.jacobian.structured.contraction import Factors
-from ntkwatch.jacobian.structured.graph import Edge, shape_of
+from ntkwatch.jacobian.structured.graph import Edge, below, shape_of
 from ntkwatch.jacobian.structured.layout import Layout, layout_of, overlap, view_of_parameter
 from ntkwatch.jacobian.structured.ownership import RaggedOwner
 from ntkwatch.jacobian.structured.rows import Form, carried_to, gradients_of
@@ -118,6 +120,24 @@ class Parameter:
                     return False
         return True
 
+    def held(self) -> AbstractContextManager[None]:
+        """Have in memory what the operations between this parameter and the data saved of it."""
+        if not self._called:
+            return nullcontext()
+        return self.tape.function.gathered(self.name, self._called)
+
+    @cached_property
+    def _called(self) -> list[Node]:
+        """Operations that are called by themselves to make rows, outside any backward pass."""
+        leaf, shape = self.tape.graph.leaves[self.name], self.tape.leaves[self.name].shape
+        nodes: list[Node] = []
+        for use, form in zip(self.uses, self.forms, strict=True):
+            if form is None or len(use.edges) > 1:
+                nodes.append(use.node)
+            if view_of_parameter(use.derived, leaf, shape) is None:
+                nodes += below(use.derived.node)
+        return nodes
+
     def factors(self, bundle: Bundle, cotangents: Sequence[dict[Edge, Tensor]]) -> Factors:
         """Return the operands of one bundle.
 
@@ -163,16 +183,17 @@ def rows_of(
     made: dict[tuple[Node, int], Tensor] = {}
     found: dict[str, Tensor] = {}
     for parameter in parameters:
-        gradients: dict[Edge, Tensor] = {}
-        for use, form in zip(parameter.uses, parameter.forms, strict=True):
-            place = (use.node, use.slot)
-            if place not in made:
-                own = [cotangents.get(edge) for edge in use.edges]
-                made[place] = gradients_of(use, form, own, kept)
-            before = gradients.get(use.derived)
-            gradients[use.derived] = made[place] if before is None else before + made[place]
-        rows = real_entries(carried_to(parameter.tape, parameter.name, gradients))
-        found[parameter.name] = rows.reshape(len(rows), -1)
+        with parameter.held():
+            gradients: dict[Edge, Tensor] = {}
+            for use, form in zip(parameter.uses, parameter.forms, strict=True):
+                place = (use.node, use.slot)
+                if place not in made:
+                    own = [cotangents.get(edge) for edge in use.edges]
+                    made[place] = gradients_of(use, form, own, kept)
+                before = gradients.get(use.derived)
+                gradients[use.derived] = made[place] if before is None else before + made[place]
+            rows = real_entries(carried_to(parameter.tape, parameter.name, gradients))
+            found[parameter.name] = rows.reshape(len(rows), -1)
     return found
 
 

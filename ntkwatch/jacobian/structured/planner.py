@@ -13,7 +13,7 @@ from ntkwatch.jacobian.structured.passes import Pass
 
 __all__ = ["Group", "Planner"]
 
-_SCRATCH = 3 * 2**22  # bytes: intermediates of a contraction are kept to the size of a cache
+_SCRATCH = 2**24  # bytes: intermediates of a contraction are kept to the size of a cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +129,17 @@ class Planner:
         for bundle, _ in self._bundles[name]:
             if self.rows > 1:
                 need += self.samples * self.rows * bundle.length * bundle.width * self.itemsize
-            if bundle.copies:
-                need += self.samples * bundle.length * bundle.depth * self.itemsize
+            if bundle.copies:  # once unfolded and once more in the order of a matrix product
+                need += 2 * self.samples * bundle.length * bundle.depth * self.itemsize
         return need
+
+    def _held(self, names: list[str]) -> int:
+        """Memory for parameters that share passes: operands, one pass's cotangents, one's work."""
+        kept = {e for n in names if self._bundles[n] for e in self.left.parameters[n].edges}
+        passing = {e for n in names for e in self.left.parameters[n].edges} - kept
+        cotangents = sum(size_of([shape_of(edge)]) for edge in passing) * self.itemsize
+        operands = sum(self._bytes(name) for name in names)
+        return operands + cotangents + max(self._working(name) for name in names)
 
     def _grouped(self, names: list[str]) -> list[Group]:
         """From the outputs down, so that most groups' passes need not go to the bottom."""
@@ -141,21 +149,16 @@ class Planner:
             key=lambda name: max(number[e.node] for e in self.left.parameters[name].edges),
         )
         groups: list[list[str]] = []
-        held = work = 0
         for name in names:
-            need, working = self._bytes(name), self._working(name)
-            if groups and held + need + max(work, working) <= self.budget:
+            if groups and self._held([*groups[-1], name]) <= self.budget:
                 groups[-1].append(name)
-                held, work = held + need, max(work, working)
             else:
                 groups.append([name])
-                held, work = need, working
         return [self._group(group) for group in groups]
 
     def _group(self, names: list[str]) -> Group:
         """Directions in blocks, if all of them are too many even for one parameter."""
-        need = sum(self._bytes(name) for name in names)
-        need += max(self._working(name) for name in names) - _SCRATCH
+        need = self._held(names) - _SCRATCH
         fit = max(0, self.budget - _SCRATCH) * self.rows // max(1, need)
         # Between two blocks of directions both are held.
         step = self.rows if fit >= self.rows else max(1, fit // (2 if self.full else 1))

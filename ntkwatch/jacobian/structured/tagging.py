@@ -16,6 +16,8 @@ _SAMPLED = 1024  # elements looked at per cotangent, before all of them are
 _SEED = 0x0E7
 # Cotangents within this many powers of two of 1 are left as they are.
 _TOLERATED = 16
+# Looking at every element takes about this many times the memory of the cotangent.
+_EACH = 10
 
 
 class OwnersByTags:
@@ -39,7 +41,7 @@ class OwnersByTags:
                     unclear.append(edge)
                 else:
                     found[edge] = owner
-        for group in self._groups(unclear):
+        for group in self._groups(unclear, weight=_EACH):
             found |= self._tagged(group, sampled=False)
         return {
             edge: "mixed" if isinstance(owner, str) else owner
@@ -47,12 +49,12 @@ class OwnersByTags:
             if owner != "none"
         }
 
-    def _groups(self, edges: Sequence[Edge]) -> list[list[Edge]]:
+    def _groups(self, edges: Sequence[Edge], weight: int = 1) -> list[list[Edge]]:
         """Edges whose cotangents fit the budget together."""
         groups: list[list[Edge]] = []
         held = 0
         for edge in edges:
-            need = _size(edge) * self.tape.outputs.element_size()
+            need = weight * _size(edge) * self.tape.outputs.element_size()
             if groups and held + need <= self.budget:
                 groups[-1].append(edge)
                 held += need

@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from ntkwatch.jacobian.first_call import guarded
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs, count_samples, take
+from ntkwatch.jacobian.inputs import Inputs, count_samples, fingerprint, take
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.structured.graph import Edge, Graph, Unstructured
 
@@ -32,11 +32,13 @@ class Tape:
         buffers: Buffers to use instead of the model's.
 
     Attributes:
+        function: The model as a function.
         graph: The autograd graph.
         leaves: The parameters, as they entered the forward pass.
         outputs: (N, C).
         count: Samples in the pass.
         kept: Samples that were asked for.
+        fingerprint: Of the inputs' values.
         rows: Directions R.
         scale: What cotangents are multiplied by on their way in, a power of two: it keeps the
             gradients of very small or large outputs within the range of their dtype.
@@ -55,12 +57,14 @@ class Tape:
             device = next(iter(function.params.values())).device
             inputs = take(inputs, torch.zeros(2, dtype=torch.long, device=device))
         self.count = count_samples(inputs)
+        self.fingerprint = fingerprint(inputs)
         self.rows, self._reduction = reduction.rows, reduction
-        self.leaves = function.leaf_params(list(names))
+        self.function = function
         # What a first look found harmless may still do harm later: a forward pass that is about to
         # write to the model's own weights is stopped.
         with torch.enable_grad(), guarded(function):
-            self.outputs = reduction.flatten(function(self.leaves, inputs, buffers))
+            outputs, self.leaves = function.trace(names, inputs, buffers)
+            self.outputs = reduction.flatten(outputs)
         if len(self.outputs) != self.count:
             raise Unstructured(f"{len(self.outputs)} rows of outputs for {self.count} samples")
         self.graph = Graph(self.outputs, self.leaves)

@@ -6,7 +6,7 @@ it does not.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 from ntkwatch.jacobian.structured.graph import Edge, Graph, Unstructured, outputs_of
 from ntkwatch.jacobian.structured.layout import is_view
 from ntkwatch.jacobian.structured.ownership import Owner, RegularOwner
-from ntkwatch.jacobian.structured.routing import values_route
+from ntkwatch.jacobian.structured.routing import routes, suspects
 from ntkwatch.jacobian.structured.tape import Tape
 
 __all__ = ["Use", "find_uses"]
@@ -48,7 +48,7 @@ class Use:
 _Decision = Literal["mixed", "dead"] | tuple[tuple[Edge, Owner], ...]
 _Known = dict[int, Literal["mixed"] | tuple[tuple[int, RegularOwner], ...]]
 
-_known: WeakKeyDictionary[nn.Module, dict[tuple[int, int], _Known]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[tuple[int, Hashable], _Known]] = WeakKeyDictionary()
 
 
 class TellsOwners(Protocol):
@@ -60,8 +60,8 @@ class TellsOwners(Protocol):
 def find_uses(tape: Tape, model: nn.Module | None, tell: TellsOwners) -> dict[str, list[Use]]:
     """Return the uses of every parameter that the outputs depend on.
 
-    The result for one structure of the graph is remembered with the model, except where it follows
-    from values (routed rows, layers without gradient so far).
+    The result for one structure of the graph and one set of inputs is remembered with the model,
+    except where it follows from values (routed rows, layers without gradient so far).
 
     Args:
         tape: A forward pass.
@@ -74,15 +74,16 @@ def find_uses(tape: Tape, model: nn.Module | None, tell: TellsOwners) -> dict[st
     Raises:
         Unstructured: If samples mix up to the outputs.
     """
-    key = (tape.graph.signature(), tape.count)
+    key = (tape.graph.signature(), tape.fingerprint)
     memory = {} if model is None else _known.setdefault(model, {})
     decisions = _recall(tape.graph, memory.get(key, {}))
     search = _Search(tape, decisions, tell)
     uses = search.run()
-    if model is not None and key not in memory and "dead" not in search.decisions.values():
+    if key in memory:
+        return uses
+    if not routes(tape.graph, search.suspects) and "dead" not in search.decisions.values():
         kept = _remember(tape.graph, search.decisions)
-        nodes = [use.node for found in uses.values() for use in found]
-        if kept is not None and not values_route(tape.graph, nodes, tell):
+        if kept is not None:
             memory[key] = kept
     return uses
 
@@ -90,6 +91,9 @@ def find_uses(tape: Tape, model: nn.Module | None, tell: TellsOwners) -> dict[st
 class _Search:
     def __init__(self, tape: Tape, decisions: dict[Node, _Decision], tell: TellsOwners) -> None:
         self.tape, self.decisions, self.tell = tape, decisions, tell
+        # Asked about in the same passes as the first operations.
+        self._also = [] if decisions else [edge for edge, _ in suspects(tape.graph)]
+        self.suspects: dict[Edge, Owner | Literal["mixed"]] = {}
 
     def run(self) -> dict[str, list[Use]]:
         graph = self.tape.graph
@@ -129,7 +133,9 @@ class _Search:
     def _decide(self, nodes: Sequence[Node]) -> None:
         open_nodes = [n for n in dict.fromkeys(nodes) if n not in self.decisions and not is_view(n)]
         edges = [edge for node in open_nodes for edge in outputs_of(node)]
-        verdicts = self.tell(edges)
+        verdicts = self.tell(list(dict.fromkeys([*edges, *self._also])))
+        self.suspects |= {e: verdicts[e] for e in self._also if e in verdicts}
+        self._also = []
         for node in open_nodes:
             mine = {edge: verdicts[edge] for edge in outputs_of(node) if edge in verdicts}
             if any(owner == "mixed" for owner in mine.values()):

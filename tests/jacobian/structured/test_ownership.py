@@ -305,9 +305,11 @@ def test_a_regular_model_is_looked_at_once(looks):
     empirical_ntk(model, inputs, engine="structured")
     assert sum(looks) > 0
     looks.clear()
-    kernel = empirical_ntk(model, inputs + 1, engine="structured", dtype=torch.float32)
+    with torch.no_grad():
+        model.up.weight.mul_(2.0)
+    kernel = empirical_ntk(model, inputs, engine="structured", dtype=torch.float32)
     assert sum(looks) == 0
-    assert gap(kernel.matrix, dense_ntk(model, inputs + 1)) < 5e-6
+    assert gap(kernel.matrix, dense_ntk(model, inputs)) < 5e-6
     empirical_ntk(model, inputs[:4], engine="structured")
     assert sum(looks) > 0
 
@@ -330,30 +332,34 @@ def test_experts_whose_tokens_change_have_the_right_kernel_each_time(engine, loo
 
 def _dispatched(net, x):
     """Two experts with room for two tokens each; a token is sent there by a one-hot matrix."""
-    gate = (x[:, 0] > 0).long()
+    gate = (x[:, 3:] @ net.scores > 0).long()
     places = [torch.where(gate == e, (gate == e).long().cumsum(0) - 1, -1) for e in range(2)]
     sent = torch.stack([torch.stack(places, 1) == c for c in range(2)], 2).to(x).flatten(1)
-    return sent @ ((sent.mT @ x) @ net.weight).tanh()
+    return sent @ ((sent.mT @ x[:, :3]) @ net.weight).tanh()
 
 
 def _looked_up(net, x):
-    """Rows of the data, sorted by their first number and put back, as rows of a table."""
-    order = x[:, 0].argsort()
-    h = functional.embedding(order, x @ net.first)
+    """Rows of the data, sorted by their scores and put back, as rows of a table."""
+    order = (x[:, 3:] @ net.scores).argsort()
+    h = functional.embedding(order, x[:, :3] @ net.first)
     return functional.embedding(order.argsort(), (h @ net.weight).tanh())
 
 
-@pytest.mark.parametrize("route", [_dispatched, _looked_up])
+USED = {_dispatched: ["weight"], _looked_up: ["first", "weight"]}
+
+
+@pytest.mark.parametrize("route", USED)
 def test_rows_that_values_route_through_products_are_looked_at_each_time(route, looks):
-    """At first their order is that of the samples, by chance."""
-    model = Net(route, first=torch.randn(3, 3), weight=torch.randn(3, 5)).double()
-    values = torch.rand(4, 3, dtype=torch.float64) + 0.1
-    for order in ([-4, -3, 1, 2], [1, -3, 2, -4], [1, 2, -4, -3]):
-        inputs = values.clone()
-        inputs[:, 0] = torch.tensor(order)
+    """The same inputs, at weights that change; at first in the order of the samples, by chance."""
+    parts = {"first": torch.randn(3, 3), "weight": torch.randn(3, 5), "scores": torch.ones(4)}
+    model = Net(route, **parts).double()
+    inputs = torch.cat([torch.randn(4, 3), torch.eye(4)], dim=1).double()
+    for scores in ([-4, -3, 1, 2], [1, -3, 2, -4], [1, 2, -4, -3]):
+        model.scores.data = torch.tensor(scores, dtype=torch.float64)
         looks.clear()
-        kernel = empirical_ntk(model, inputs)
-        assert gap(kernel.matrix, dense_ntk(model, inputs)) < 1e-12
+        kernel = empirical_ntk(model, inputs, params=["first", "weight"])
+        expected = dense_ntk(model, inputs, params=USED[route])
+        assert gap(kernel.matrix, expected) < 1e-12
         assert sum(looks) > 0
 
 
@@ -369,9 +375,11 @@ def test_products_within_samples_are_looked_at_once(looks):
     model, inputs = Net(_attending, up=torch.randn(4, 4)), torch.randn(5, 3, 4)
     empirical_ntk(model, inputs, engine="structured")
     looks.clear()
-    kernel = empirical_ntk(model, inputs + 1, engine="structured")
+    with torch.no_grad():
+        model.up.mul_(2.0)
+    kernel = empirical_ntk(model, inputs, engine="structured")
     assert sum(looks) == 0
-    assert gap(kernel.matrix, dense_ntk(model, inputs + 1)) < 5e-6
+    assert gap(kernel.matrix, dense_ntk(model, inputs)) < 5e-6
 
 
 def test_an_adapter_that_starts_at_zero_has_the_right_kernel_later():

@@ -1,0 +1,254 @@
+"""``ntkwatch report``: of a watched run, or of the checkpoints of one that was not watched."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ntkwatch.commands.output import chosen_form, output_options, wants_colour, width, write_page
+from ntkwatch.commands.sources import (
+    check_data_named,
+    kernel_settings,
+    made_model,
+    made_probe,
+    source_options,
+)
+from ntkwatch.watch.history import History, read_history
+from ntkwatch.watch.verdict import Strength, Verdict, judge
+
+__all__ = ["GATE", "report"]
+
+GATE = 3  # --fail-on matched; click keeps 1 for errors and 2 for usage
+
+# What means something without --model; all else is about checkpoints.
+_OF_ANY_RUN = ("places", "form", "as_json", "output", "no_color", "fail_on", "model")
+
+
+@click.command(short_help="Report what was recorded about a run, or what its checkpoints say.")
+@click.argument("places", metavar="RUN|CHECKPOINTS...", nargs=-1, type=click.Path(path_type=Path))
+@output_options(("text", "html", "markdown", "json"))
+@click.option(
+    "--fail-on",
+    type=click.Choice([str(strength) for strength in Strength]),
+    multiple=True,
+    help="Exit with 3 if the verdict is this strength; may be given several times.",
+)
+@click.option(
+    "--model",
+    default=None,
+    metavar="NAME",
+    help="Measure checkpoints: pkg.mod:Name of the class that was trained, or of a function that "
+    "returns the model.",
+)
+@source_options
+@click.option(
+    "--batchnorm",
+    type=click.Choice(["probe", "running", "reference", "batch"]),
+    default="probe",
+    show_default=True,
+    help="Statistics of BatchNorms in the kernel.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["raw", "averaged"]),
+    default="raw",
+    show_default=True,
+    help="Which weights to read from checkpoints that hold a running average too.",
+)
+@click.option(
+    "--strip-prefix",
+    "prefix",
+    default=None,
+    metavar="PREFIX",
+    help='What stands before the model\'s names in checkpoints, such as "student."; found by '
+    "itself where there is one way only.",
+)
+@click.option(
+    "--loss",
+    default=None,
+    metavar="NAME",
+    help="Loss to take on the probe, as pkg.mod:name of a function of outputs and targets, such "
+    "as torch.nn.functional:cross_entropy. Runs are compared by it.",
+)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Folder for what is measured; ntk/ beside the checkpoints, unless told otherwise.",
+)
+@click.option(
+    "--first-is-start",
+    is_flag=True,
+    help="The earliest checkpoint holds the weights from before training. Without this, only one "
+    "of step 0 does, and no other reference gets a verdict.",
+)
+@click.option(
+    "--trust-checkpoint",
+    "trust",
+    is_flag=True,
+    help="Let code in the checkpoints run. Only for files from people you trust.",
+)
+@click.pass_context
+def report(
+    ctx: click.Context,
+    /,
+    places: tuple[Path, ...],
+    form: str | None,
+    as_json: bool,
+    output: Path | None,
+    no_color: bool,
+    fail_on: tuple[str, ...],
+    model: str | None,
+    **settings: Any,
+) -> None:
+    """Report what was recorded about a RUN: was training lazy or feature-learning?
+
+    RUN is the folder that the training logged to, such as lightning_logs/version_0, or the
+    history.jsonl in it.
+
+    With --model, report on CHECKPOINTS of a training that nobody watched: a folder of them, or
+    files. They are Lightning's .ckpt, state dicts (.pt, .pth) or .safetensors, and are ordered by
+    the step that they hold. What was measured is kept in ntk/ beside them; a second report
+    measures only what is new. With --probe of a watched run, its checkpoints are compared with
+    the reference that lies beside the probe; else with the earliest checkpoint.
+
+    \b
+    Examples:
+      ntkwatch report lightning_logs/version_0
+      ntkwatch report lightning_logs/version_0 --format html -o report.html
+      ntkwatch report lightning_logs/version_0 --fail-on lazy
+      ntkwatch report checkpoints/ --model pkg.mod:Net --data pkg.mod:Data
+    """
+    form = chosen_form(form, as_json=as_json)
+    if model is None:
+        _check_usage(ctx, places)
+        history, title = read_history(places[0]), str(places[0])
+    else:
+        check_data_named(settings["data"], settings["probe_file"])
+        if not places:
+            raise click.UsageError("name the checkpoints: their folder, or the files.")
+        history, title = _measured(places, model, **settings)
+    verdict = judge(history)
+    render = _renderer(form, colour=wants_colour(output, no_color=no_color))
+    write_page(render(history, verdict, title=title), output)
+    if verdict.strength in fail_on:
+        ctx.exit(GATE)
+
+
+def _check_usage(ctx: click.Context, places: tuple[Path, ...]) -> None:
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name is not None
+        and parameter.name not in _OF_ANY_RUN
+        and ctx.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT
+    ]
+    if given:
+        raise click.UsageError(f"{given[0]} is about checkpoints, which need --model too.")
+    if len(places) != 1:
+        raise click.UsageError(
+            f"a report is about one run, and {len(places)} were named. "
+            "To see several side by side: ntkwatch compare."
+        )
+
+
+def _measured(
+    places: tuple[Path, ...],
+    model_name: str,
+    *,
+    arguments: tuple[str, ...],
+    data: str | None,
+    probe_file: str | None,
+    probe_size: int,
+    outputs: str,
+    params: tuple[str, ...],
+    engine: str,
+    memory_budget: str,
+    device: str,
+    batchnorm: str,
+    weights: Any,
+    prefix: str | None,
+    loss: str | None,
+    folder: Path | None,
+    first_is_start: bool,
+    trust: bool,
+) -> tuple[History, str]:
+    """The history of a series of checkpoints, and what to call it."""
+    from ntkwatch.integrations.arguments import named_object
+    from ntkwatch.integrations.checkpoint_files import find_checkpoints
+    from ntkwatch.integrations.checkpoint_series import in_order
+    from ntkwatch.integrations.checkpoints import CheckpointReading, watch_checkpoints
+    from ntkwatch.watch.store import RunFiles
+
+    files = find_checkpoints(places)
+    series = in_order(files, trust=trust, weights=weights)
+    for path, _, reason, is_broken in series.skipped:
+        words = reason if is_broken else f"{path}: {reason}"
+        click.echo(f"Left out: {words}", err=True)
+    model = made_model(model_name, series.hyper_parameters, arguments, device)
+    probe = made_probe(data, probe_file, model, probe_size, series.data_hyper_parameters)
+    about: dict[str, Any] = {"model": model_name, "arguments": list(arguments), "outputs": outputs}
+    about |= {"params": list(params), "batchnorm": batchnorm, "loss": loss}
+    about |= {"engine": engine, "device": device}
+    reading = CheckpointReading(
+        trust=trust,
+        weights=weights,
+        prefix=prefix,
+        first_is_start=first_is_start,
+        loss=None if loss is None else named_object(loss),
+        about=about,
+    )
+    tracker = {**kernel_settings(outputs, params, engine, memory_budget), "batchnorm": batchnorm}
+    target = _home(files) / "ntk" if folder is None else folder
+    # Beside the probe lies the reference of the run that it was drawn for.
+    beside = None if probe_file is None else RunFiles(Path(probe_file).parent)
+    with click.progressbar(
+        length=len(series.entries),
+        label=f"Measuring {len(series.entries)} checkpoints",
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+    ) as bar:
+        history, written = watch_checkpoints(
+            model,
+            probe,
+            series,
+            target,
+            reading=reading,
+            tracker_settings=tracker,
+            watched=beside if beside is not None and beside.can_go_on else None,
+            on_progress=lambda entry: bar.update(1),
+        )
+    click.echo(f"Measurements are in {written.folder}", err=True)
+    return history, f"{model_name} in {places[0]}"
+
+
+def _home(files: Sequence[Path]) -> Path:
+    """The folder that most files are in; above them, where each has one of its own."""
+    ((most, count),) = Counter(path.parent for path in files).most_common(1)
+    return most if count > 1 or len(files) == 1 else most.parent
+
+
+def _renderer(form: str, *, colour: bool) -> Callable[..., str]:
+    """Import what one form needs: the page's libraries take longer than all the rest."""
+    if form == "html":
+        from ntkwatch.report.html import render_html
+
+        return render_html
+    if form == "markdown":
+        from ntkwatch.report.markdown import render_markdown
+
+        return render_markdown
+    if form == "json":
+        from ntkwatch.report.json_report import render_json
+
+        return render_json
+    from ntkwatch.report.text import render_text
+
+    def render(history: History, verdict: Verdict, *, title: str) -> str:
+        return render_text(history, verdict, title=title, colour=colour, width=width())
+
+    return render

@@ -1,0 +1,151 @@
+"""Parameters that FSDP2 spreads over processes: what is sharded, and its parts put back in place.
+
+Between forward passes each process holds a shard of every parameter; FSDP's own hooks gather a
+module's parameters when it runs and free them afterwards. Modules and tensors are known by the
+names of their classes, so that torch.distributed is not imported for a model that needs none of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "gathered_by",
+    "is_shard",
+    "local_part",
+    "over_processes",
+    "recover",
+    "reshard",
+    "sharding_modules",
+    "shards_kept",
+]
+
+
+def sharding_modules(model: nn.Module) -> dict[str, Any]:
+    """Return the modules that gather and free parameters, by name; none for a model held whole."""
+    return {name: module for name, module in model.named_modules() if _is(module, "FSDPModule")}
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Return whether a tensor is only one process's part of it."""
+    return _is(tensor, "DTensor")
+
+
+def local_part(tensor: Any) -> Tensor:
+    """Return the entries that this process holds: all of them, of an ordinary tensor."""
+    return tensor.to_local() if is_shard(tensor) else tensor
+
+
+def over_processes(numbers: Tensor, parameters: Mapping[str, Any]) -> Tensor:
+    """Return numbers added up over the processes that share some parameters.
+
+    Args:
+        numbers: This process's.
+        parameters: Some of them shards, or none.
+
+    Returns:
+        The sums, the same in each process; of parameters held whole, the numbers themselves.
+    """
+    meshes = {p.device_mesh: None for p in parameters.values() if is_shard(p)}
+    for mesh in meshes:
+        for axis in range(mesh.ndim):
+            torch.distributed.all_reduce(numbers, group=mesh.get_group(axis))
+    return numbers
+
+
+def same_everywhere(number: int, parameters: Mapping[str, Any]) -> bool:
+    """Return whether all processes that share some parameters give the same number."""
+    parts = [p for p in parameters.values() if is_shard(p)]
+    extremes = torch.tensor([number, -number], device=parts[0].device if parts else None)
+    for mesh in dict.fromkeys(p.device_mesh for p in parts):
+        for axis in range(mesh.ndim):
+            largest = torch.distributed.ReduceOp.MAX
+            torch.distributed.all_reduce(extremes, largest, group=mesh.get_group(axis))
+    return extremes.tolist() == [number, -number]
+
+
+def gathered_by(model: nn.Module, name: str) -> tuple[str, Any]:
+    """Return the module whose forward pass gathers a parameter, with its name; None if none does.
+
+    Args:
+        model: The model.
+        name: Of a parameter, as ``named_parameters`` gives it.
+    """
+    found: tuple[str, Any] = ("", None)
+    for path, module in sharding_modules(model).items():
+        if name.startswith(f"{path}." if path else ""):
+            found = path, module  # inner modules come after those around them
+    return found
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what is gathered: each process holds its shards alone again."""
+    for module in sharding_modules(model).values():
+        module.reshard()
+
+
+def recover(model: nn.Module) -> None:
+    """Bring FSDP back to rest after a forward pass that was cut short by an exception."""
+    groups = [group for m in sharding_modules(model).values() for group in _groups(m)]
+    partial = [getattr(group, "_partial_reduce_output", None) for group in groups]
+    for module in _outermost(model):
+        # Older versions of torch have no way back: a run that meets such an exception is over.
+        if hasattr(module, "reset_iter_state"):
+            module.reset_iter_state()
+    # It gives up the gradients that the training has gathered so far, which are not at fault.
+    for group, output in zip(groups, partial, strict=True):
+        group._partial_reduce_output = output
+
+
+@contextmanager
+def shards_kept(model: nn.Module) -> Iterator[None]:
+    """Measure a sharded model inside this; gradients that wait to be reduced go on waiting.
+
+    Args:
+        model: Any model; one that is held whole is left alone.
+
+    Yields:
+        Nothing.
+    """
+    groups = [group for m in sharding_modules(model).values() for group in _groups(m)]
+    waiting = [group.reduce_grads for group in groups]
+    for module in _outermost(model):
+        # Else a part of the model that runs before the whole would count as the root for good.
+        _do(module._get_fsdp_state(), "_lazy_init")
+    try:
+        # The backward passes of a measurement would reduce gradients of accumulated batches early.
+        for group in groups:
+            group.reduce_grads = False
+        yield
+    finally:
+        for group, flag in zip(groups, waiting, strict=True):
+            group.reduce_grads = flag
+        reshard(model)
+
+
+def _groups(module: Any) -> list[Any]:
+    state = module._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
+def _outermost(model: nn.Module) -> list[Any]:
+    found: dict[str, Any] = {}
+    for name, module in sharding_modules(model).items():
+        if not any(name.startswith(f"{outer}." if outer else "") for outer in found):
+            found[name] = module
+    return list(found.values())
+
+
+def _do(owner: Any, name: str) -> None:
+    method: Callable[[], None] | None = getattr(owner, name, None)
+    if method is not None:
+        method()
+
+
+def _is(thing: object, kind: str) -> bool:
+    return any(base.__name__ == kind for base in type(thing).__mro__)
