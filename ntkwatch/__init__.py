@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from ntkwatch.jacobian.sketch import sketch_kernel
     from ntkwatch.jacobian.sketched_drift import sketched_drift
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
+    from ntkwatch.watch.forecast import Forecast, forecast
     from ntkwatch.watch.history import History, read_history
     from ntkwatch.watch.probe import ProbeBatch
     from ntkwatch.watch.records import Observation
     from ntkwatch.watch.tracker import KernelTracker
+    from ntkwatch.watch.training import training_of
     from ntkwatch.watch.verdict import Verdict, judge
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Forecast",
     "History",
     "Kernel",
     "KernelPlan",
@@ -37,15 +40,18 @@ __all__ = [
     "ProbeBatch",
     "Verdict",
     "empirical_ntk",
+    "forecast",
     "judge",
     "plan",
     "read_history",
     "sketch_kernel",
     "sketched_drift",
     "top_eigenvalues",
+    "training_of",
 ]
 
 _HOMES = {
+    "Forecast": "ntkwatch.watch.forecast",
     "History": "ntkwatch.watch.history",
     "Kernel": "ntkwatch.jacobian.spec",
     "KernelPlan": "ntkwatch.jacobian.plan",
@@ -57,12 +63,14 @@ _HOMES = {
     "ProbeBatch": "ntkwatch.watch.probe",
     "Verdict": "ntkwatch.watch.verdict",
     "empirical_ntk": "ntkwatch.jacobian.engine",
+    "forecast": "ntkwatch.watch.forecast",
     "judge": "ntkwatch.watch.verdict",
     "plan": "ntkwatch.jacobian.cost",
     "read_history": "ntkwatch.watch.history",
     "sketch_kernel": "ntkwatch.jacobian.sketch",
     "sketched_drift": "ntkwatch.jacobian.sketched_drift",
     "top_eigenvalues": "ntkwatch.jacobian.matrix_free",
+    "training_of": "ntkwatch.watch.training",
 }
 
 

@@ -1,7 +1,6 @@
 """What users give to the monitor, in Python or in a configuration file: checked and resolved."""
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 from ntkwatch.errors import InputError
@@ -36,7 +35,7 @@ def named_object(name: str) -> Any:
         ) from error
 
 
-def resolved(setting: Callable[..., Any] | str | None) -> Any:
+def resolved(setting: Any) -> Any:
     """Return a setting, imported if it is a dotted path; its own words are like "random:8"."""
     if isinstance(setting, str) and _is_path(setting) and not setting.startswith("random:"):
         return named_object(setting)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from ntkwatch.errors import InputError
 from ntkwatch.integrations.arguments import DRAWN, check_probe, check_range, resolved
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.trainer_facts import (
@@ -19,6 +20,7 @@ from ntkwatch.integrations.trainer_facts import (
     loss_of,
     place_of,
     total_steps,
+    training_facts,
 )
 from ntkwatch.integrations.trainer_probe import probe_from_trainer, probe_given
 from ntkwatch.integrations.watched_run import WatchedRun
@@ -28,6 +30,7 @@ from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.tracker import Metrics
+from ntkwatch.watch.training import LossFunction, loss_named
 from ntkwatch.watch.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -80,6 +83,8 @@ class NTKMonitor(_Base):
             "train", a batch, a ``ProbeBatch``, a saved ``probe.safetensors``, or the dotted path
             of one of these or of a function that returns one.
         probe_size: Probe points to draw; a verdict needs at least 32.
+        resample_probe: Whether to draw a fresh probe at every observation: the reference and the
+            present kernel are then both computed on it, so that no number hinges on one probe.
         forward: ``(model, inputs) -> tensor (N, ...)`` or its dotted path; guessed by default.
         outputs: Which outputs enter the kernel: "full", "trace", "sum", "random:8", a function or
             its dotted path; "auto" takes all up to 10 and 8 random directions beyond.
@@ -88,7 +93,10 @@ class NTKMonitor(_Base):
         batchnorm: Statistics of BatchNorms in kernels: of the "probe", "running" averages, those of
             the "reference" step, or those of the "batch", differentiated (slow).
         top_k: Eigenvalues to record.
-        metrics: "minimal" or "standard".
+        metrics: "minimal", "standard" or "full", by cost: see docs/metrics.md.
+        loss_function: What the training loss is of the outputs, for stable learning rates: a loss
+            of torch, its dotted path, or a name such as "square-mean" or "cross-entropy-mean".
+            "auto" takes the one ``MSELoss`` or ``CrossEntropyLoss`` that the module holds.
         max_overhead: Largest share of wall time to spend, in (0, 1].
         memory_budget: Bytes that Jacobian rows may take.
         dirpath: Folder for the run's files; default ``<log_dir>/<name>``.
@@ -116,6 +124,7 @@ class NTKMonitor(_Base):
         every_n_train_steps: int | None = None,
         probe: Any = "auto",
         probe_size: int = 64,
+        resample_probe: bool = False,
         forward: Callable[..., Any] | str | None = None,
         outputs: Callable[..., Any] | str = "auto",
         params: str | Sequence[str] | None = None,
@@ -123,6 +132,7 @@ class NTKMonitor(_Base):
         batchnorm: BatchNormMode = "probe",
         top_k: int = 8,
         metrics: Metrics = "standard",
+        loss_function: LossFunction = "auto",
         max_overhead: float = 0.02,
         memory_budget: str | int = "1GiB",
         dirpath: str | Path | None = None,
@@ -140,9 +150,17 @@ class NTKMonitor(_Base):
         if every_n_train_steps is not None:
             check_range("every_n_train_steps", every_n_train_steps, 1)
         self.every_n_train_steps = every_n_train_steps
-        self.probe, self.probe_size = probe, probe_size
+        if resample_probe and not (isinstance(probe, str) and probe in DRAWN):
+            raise InputError(
+                "resample_probe=True draws a fresh probe at every observation, and probe= names "
+                'one that is given. Use probe="auto", "val" or "train", or resample_probe=False.'
+            )
+        self.probe, self.probe_size, self.resample_probe = probe, probe_size, resample_probe
         self.max_overhead, self.on_error, self.dirpath = max_overhead, on_error, dirpath
         self.on_verdict = resolved(on_verdict)
+        self.loss_function = resolved(loss_function)
+        if self.loss_function != "auto":
+            loss_named(self.loss_function)
         self.name = name
         self._outlet_settings = OutletSettings(
             name=name, save_kernels=save_kernels, custom_scalars=custom_scalars
@@ -218,7 +236,9 @@ class NTKMonitor(_Base):
                 step=trainer.global_step,
                 total_steps=total_steps(trainer),
                 interrupted=state,
-                draw=lambda: self._draw_probe(trainer, pl_module),
+                draw=lambda seed: self._draw_probe(trainer, pl_module, seed),
+                resample=self.resample_probe,
+                training=lambda: training_facts(trainer, pl_module, self.loss_function),
             )
 
     def on_train_batch_start(
@@ -286,7 +306,7 @@ class NTKMonitor(_Base):
 
     # What only Lightning knows. -------------------------------------------------------------------
 
-    def _draw_probe(self, trainer: Any, model: nn.Module) -> ProbeBatch | None:
+    def _draw_probe(self, trainer: Any, model: nn.Module, seed: int) -> ProbeBatch | None:
         if isinstance(self.probe, str) and self.probe in DRAWN:
-            return probe_from_trainer(trainer, model, self.probe, self.probe_size)
+            return probe_from_trainer(trainer, model, self.probe, self.probe_size, seed=seed)
         return probe_given(self.probe, model)

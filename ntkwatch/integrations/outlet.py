@@ -137,8 +137,9 @@ class Outlet:
     def _show(self, tracker: KernelTracker, verdict: Verdict, x: int, *, news: bool) -> None:
         name = self._settings.name
         kernel = None if tracker.kernel is None else tracker.kernel.trace
-        reference = None if tracker.reference is None else tracker.reference.kernel
-        classes = tracker.probe.targets if tracker.probe.has_classes else None
+        reference = None if tracker.last_reference is None else tracker.last_reference.kernel
+        probe = tracker.last_probe
+        classes = probe.targets if probe.has_classes else None
         for writer in self.writers:
             if news:
                 log_verdict(writer, f"{name}/verdict", verdict, step=x)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.watch.anchors import Anchor
@@ -24,6 +25,7 @@ class EarlierPart:
         probe: Its probe.
         start: Its reference.
         warmup: Its anchor at the end of the warm-up, if that was reached.
+        last_kernel: Trace kernel of its last observation, if that was written.
     """
 
     files: RunFiles
@@ -31,6 +33,7 @@ class EarlierPart:
     probe: ProbeBatch
     start: Anchor
     warmup: Anchor | None
+    last_kernel: Tensor | None
 
 
 def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) -> EarlierPart | None:
@@ -76,6 +79,7 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
         probe=files.read_probe(),
         start=start,
         warmup=warmup if in_time else None,
+        last_kernel=files.read_kernel(kept[-1].step, device=device) if kept else None,
     )
 
 

@@ -3,9 +3,11 @@
 import warnings
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ntkwatch.errors import InputError
+from ntkwatch.watch.training import LossFunction, Training, training_of
 
 __all__ = [
     "averages_weights",
@@ -14,6 +16,7 @@ __all__ = [
     "place_of",
     "sharded_strategy",
     "total_steps",
+    "training_facts",
 ]
 
 # By name, since every strategy class exists once in each of the two namespaces.
@@ -61,6 +64,44 @@ def loss_of(trainer: Any, outputs: Any) -> Tensor | None:
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     # Under automatic optimization Lightning hands out the loss divided by the accumulated batches.
     return loss * trainer.accumulate_grad_batches if isinstance(loss, Tensor) else None
+
+
+def training_facts(
+    trainer: Any, model: nn.Module, loss_function: LossFunction = "auto"
+) -> Training:
+    """Return how the model is trained right now, as far as Lightning knows.
+
+    Args:
+        trainer: Lightning trainer.
+        model: Its module.
+        loss_function: As the user gave it; "auto" takes the one loss that the module holds, if it
+            holds exactly one.
+
+    Returns:
+        What is known.
+    """
+    if loss_function == "auto":
+        held = {id(m): m for m in model.modules() if isinstance(m, nn.modules.loss._Loss)}
+        loss_function = next(iter(held.values())) if len(held) == 1 else None
+    return training_of(
+        trainer.optimizers,
+        loss_function=loss_function,
+        batch_size=_samples_per_step(trainer, model),
+        clipped=bool(trainer.gradient_clip_val),
+    )
+
+
+def _samples_per_step(trainer: Any, model: Any) -> int | None:
+    """Samples that one optimizer step adds up, or None where a training step decides by itself."""
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or not getattr(model, "automatic_optimization", False):
+        return None
+    if loader.batch_size is None:
+        return None
+    size = loader.batch_size
+    if hasattr(loader.dataset, "__len__"):
+        size = min(size, len(loader.dataset))
+    return int(size * trainer.accumulate_grad_batches * trainer.world_size)
 
 
 def sharded_strategy(trainer: Any) -> str | None:

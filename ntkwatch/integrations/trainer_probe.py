@@ -41,7 +41,9 @@ def probe_given(probe: Any, model: nn.Module) -> ProbeBatch:
     return ProbeBatch(inputs_for(model, inputs), targets)
 
 
-def probe_from_trainer(trainer: Any, model: nn.Module, where: str, size: int) -> ProbeBatch | None:
+def probe_from_trainer(
+    trainer: Any, model: nn.Module, where: str, size: int, *, seed: int = 0
+) -> ProbeBatch | None:
     """Return a class-balanced probe from a run's validation or training dataset.
 
     Args:
@@ -49,6 +51,7 @@ def probe_from_trainer(trainer: Any, model: nn.Module, where: str, size: int) ->
         model: Its module.
         where: "auto" (validation, else training), "val" or "train".
         size: Probe points.
+        seed: Of the choice.
 
     Returns:
         The probe, or None where no training dataset is there to read items from.
@@ -69,7 +72,7 @@ def probe_from_trainer(trainer: Any, model: nn.Module, where: str, size: int) ->
             inputs, targets = split_batch(batch)
             return inputs_for(model, inputs), targets
 
-        return draw_probe(loader.dataset, size, collate=collate, origin=words)
+        return draw_probe(loader.dataset, size, collate=collate, seed=seed, origin=words)
     if where == "val":
         raise InputError(
             "probe='val' asks for validation data, and this run has no validation DataLoader whose "

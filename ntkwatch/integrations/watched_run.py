@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ntkwatch.errors import InputError
 from ntkwatch.integrations.gathering import Gathering
 from ntkwatch.integrations.losses import Losses
 from ntkwatch.integrations.mishaps import Mishaps, in_words, say
@@ -26,11 +27,18 @@ from ntkwatch.watch.records import Gap
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
+from ntkwatch.watch.training import Training
 from ntkwatch.watch.verdict import Verdict, judge
 
 __all__ = ["WatchedRun"]
 
 _WARMUP_SHARE = 0.01  # of all steps, if that is more than the tracker's own warm-up
+
+_NOTHING_TO_DRAW_FROM = (
+    "resample_probe=True draws a fresh probe at every observation, and this run has no dataset "
+    "whose items can be read one by one. Use resample_probe=False, which gathers one probe from "
+    "the first batches, or a map-style dataset."
+)
 
 
 class WatchedRun:
@@ -79,6 +87,8 @@ class WatchedRun:
         self._tried: int | None = None
         self._gathering: Gathering | None = None
         self._losses = Losses()
+        self._training: Callable[[], Training] | None = None
+        self._draw: Callable[[int], ProbeBatch | None] | None = None
         self._finished = False
 
     @property
@@ -114,7 +124,9 @@ class WatchedRun:
         step: int,
         total_steps: int | None,
         interrupted: dict[str, Any] | None,
-        draw: Callable[[], ProbeBatch | None],
+        draw: Callable[[int], ProbeBatch | None],
+        resample: bool = False,
+        training: Callable[[], Training] | None = None,
     ) -> None:
         """Go on with an interrupted run, or draw a probe for a new one.
 
@@ -123,15 +135,24 @@ class WatchedRun:
             step: Optimizer steps taken so far.
             total_steps: Steps the run will take, if known.
             interrupted: State that the interrupted run left in its checkpoint, or None.
-            draw: Returns a probe, or None to gather one from the first batches.
+            draw: Given a seed, returns a probe, or None to gather one from the first batches.
+            resample: Whether to draw a fresh probe for every observation.
+            training: Tells how the model is trained at the moment, as far as that is known.
+
+        Raises:
+            InputError: If fresh probes are wanted and there is no dataset to draw them from.
         """
         self._budget.start()
         began = time.perf_counter()
         self._total_steps, self._first_step = total_steps, step
+        self._training, self._draw = training, draw if resample else None
         self._schedule.expect(total_steps)
         if step == 0 or not self._go_on(model, step, interrupted or {}):
             self.files = RunFiles(free_folder(self.files.folder))
-            probe = draw()
+            probe = draw(0)
+            if probe is None and resample:
+                self._draw = None
+                raise InputError(_NOTHING_TO_DRAW_FROM)
             if probe is not None:
                 self._tracker = self._new_tracker(probe)
         self._budget.spend(time.perf_counter() - began, reference=True)
@@ -201,7 +222,7 @@ class WatchedRun:
     def let_go(self) -> None:
         """Free what was only needed while training."""
         self._losses.let_go()
-        self._gathering = None
+        self._gathering = self._training = self._draw = None
 
     # Failures. ------------------------------------------------------------------------------------
 
@@ -236,11 +257,21 @@ class WatchedRun:
         first = self._first_step
         words = "before the first update" if first == 0 else f"step {first}, where this fit began"
         tracker = KernelTracker(
-            probe, reference=words, reference_is_start=first == 0, **self._tracker_settings
+            probe,
+            reference=words,
+            reference_is_start=first == 0,
+            fresh_probe=None if self._draw is None else self._fresh_probe,
+            **self._tracker_settings,
         )
         share = int(_WARMUP_SHARE * (self._total_steps or 0))
         tracker.warmup_steps = max(tracker.warmup_steps, share)
         return tracker
+
+    def _fresh_probe(self, step: int) -> ProbeBatch:
+        """A probe of its own for every step, the same whenever that step is observed again."""
+        probe = None if self._draw is None else self._draw(step)
+        assert probe is not None
+        return probe
 
     def _go_on(self, model: nn.Module, step: int, interrupted: dict[str, Any]) -> bool:
         """Take up the history of the interrupted run; False if it is gone."""
@@ -257,7 +288,9 @@ class WatchedRun:
             return False
         self.files = earlier.files
         self._tracker = self._new_tracker(earlier.probe)
-        self._tracker.resume(earlier.history, earlier.start, earlier.warmup)
+        self._tracker.resume(
+            earlier.history, earlier.start, earlier.warmup, last_kernel=earlier.last_kernel
+        )
         self._tell_start_loss(interrupted.get("loss_start"))
         self._losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
@@ -285,7 +318,8 @@ class WatchedRun:
         self._schedule.done(step)
         self._tell_start_loss(self._losses.first)
         loss = tracker.loss_start if is_first else self._losses.mean
-        observation = tracker.observe(model, step, loss=loss, **place)
+        training = None if self._training is None else self._training()
+        observation = tracker.observe(model, step, loss=loss, training=training, **place)
         self._mishaps.observed()
         before, self.verdict = self.verdict, judge(tracker.history)
         with self._mishaps.unwritten(f"what it saw at step {step}"):

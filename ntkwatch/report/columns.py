@@ -5,6 +5,7 @@ Nothing here knows how a column is drawn or which of its values are shown.
 
 from dataclasses import dataclass
 
+from ntkwatch.report.details import TITLES
 from ntkwatch.report.words import Number
 from ntkwatch.watch.records import Observation
 
@@ -136,4 +137,6 @@ def title_of(key: str) -> str:
     Returns:
         The column's title, or the key with blanks.
     """
-    return BY_KEY[key].title if key in BY_KEY else key.replace("_", " ")
+    if key in BY_KEY:
+        return BY_KEY[key].title
+    return TITLES.get(key, key.replace("_", " "))

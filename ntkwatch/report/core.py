@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from ntkwatch.report.columns import BY_KEY, COLUMNS, Column, title_of, value_of
+from ntkwatch.report.details import DetailRow, detail_rows
 from ntkwatch.report.words import flatten
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Gap, Observation, Reading
@@ -20,6 +21,15 @@ _EVEN_ROWS = 12
 
 # The key under which a record says why it has no kernel, and the numbers that need none.
 _KERNEL = "kernel"
+# Numbers of the way since the reference, which has none itself, and of what training allows.
+_SINCE = {
+    "angular_velocity",
+    "path_length",
+    "path_length_ratio",
+    "displacement_ratio",
+    "residual_modes",
+    "gradient_flow_bound",
+}
 _WITHOUT_KERNEL = ("loss", "linearization_error", "displacement", "relative_displacement")
 
 
@@ -63,6 +73,7 @@ class Summary:
         columns: Those that hold a number anywhere in the run.
         rows: The observations to list: first, last, extremes, and some evenly between.
         total: Observations in the history.
+        details: Further numbers of the last observation.
         layers: By angle, largest first; layers without a reference last.
         missing: What was not measured, and why.
         gaps: Steps at which observing failed.
@@ -75,6 +86,7 @@ class Summary:
     columns: tuple[Column, ...]
     rows: tuple[Observation, ...]
     total: int
+    details: tuple[DetailRow, ...]
     layers: tuple[LayerRow, ...]
     missing: tuple[Missing, ...]
     gaps: tuple[Gap, ...]
@@ -105,6 +117,7 @@ def summarise(history: History, verdict: Verdict) -> Summary:
         ),
         rows=thin(observations),
         total=len(observations),
+        details=detail_rows(observations[-1] if observations else None),
         layers=_layer_rows(verdict),
         missing=_missing(observations),
         gaps=tuple(history.gaps),
@@ -158,7 +171,7 @@ def _missing(observations: Sequence[Observation]) -> tuple[Missing, ...]:
     compared = [o for o in observations if o.step != o.anchor_step]
     warmed = [o.since_warmup for o in observations if o.since_warmup is not None]
     # Nor has it a training loss: no batch came before it.
-    readings = {"loss", *(field.name for field in fields(Reading))}
+    readings = {"loss", *_SINCE, *(field.name for field in fields(Reading))}
     keys = [column.key for column in COLUMNS if column.key not in ("step", "epoch")]
     keys += [key for key in _keys_left_out(observations) if key not in (*keys, _KERNEL)]
     explained: dict[str, list[tuple[str, str]]] = {}

@@ -9,7 +9,7 @@ from typing import Any
 from ntkwatch.report.core import summarise
 from ntkwatch.report.words import finite
 from ntkwatch.watch.history import History
-from ntkwatch.watch.records import to_plain
+from ntkwatch.watch.plain import to_plain
 from ntkwatch.watch.verdict import Verdict
 
 __all__ = ["FORMAT", "render_json"]

@@ -44,6 +44,7 @@ def render_markdown(history: History, verdict: Verdict, *, title: str) -> str:
         "## Next step",
         escape(verdict.next_step),
         *_numbers(summary),
+        *_details(summary),
         *_layers(summary),
         *_left_out(summary),
         "## Settings",
@@ -104,6 +105,16 @@ def _cell(key: str, value: Number | None) -> str:
     if key in ("step", "epoch"):
         return MISSING if value is None else str(value)
     return number(value, signed=key == "kernel_scale")
+
+
+def _details(summary: Summary) -> list[str]:
+    if not summary.details:
+        return []
+    rows = [(escape(row.title), escape(row.value), escape(row.meaning)) for row in summary.details]
+    return [
+        "## Further numbers of the last observation",
+        _table(("number", "value", "read it as"), rows, "lll"),
+    ]
 
 
 def _layers(summary: Summary) -> list[str]:

@@ -54,6 +54,7 @@ def render_text(
     page.section("Next step")
     page.prose(verdict.next_step)
     _numbers(page, history, summary)
+    _details(page, summary)
     _layers(page, summary)
     _left_out(page, summary)
     return page.text()
@@ -130,6 +131,14 @@ def _spark(values: Sequence[float | None], size: int = 5) -> str:
     return "".join(
         _BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in picked
     )
+
+
+def _details(page: _Page, summary: Summary) -> None:
+    if not summary.details:
+        return
+    page.section("Further numbers of the last observation")
+    for row in summary.details:
+        page.prose(f"{row.title}: {row.value}", "  - ", "    ")
 
 
 # Layers, and what is not there. -------------------------------------------------------------------

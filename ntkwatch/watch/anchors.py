@@ -21,6 +21,7 @@ class Anchor:
         outputs: Outputs on the probe as the linearization sees them (batch function), (N, C).
         kernel: Trace kernel (N, N), or None where it could not be computed.
         layers: Its parts by layer.
+        full: Kernel between outputs, too, (N, N, C, C), where numbers are wanted that take it.
         sketch: Of the kernel, where one was taken in its place.
     """
 
@@ -30,4 +31,5 @@ class Anchor:
     outputs: Tensor
     kernel: Tensor | None = None
     layers: Params = field(default_factory=dict)
+    full: Tensor | None = None
     sketch: KernelSketch | None = None

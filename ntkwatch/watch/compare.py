@@ -23,6 +23,7 @@ from ntkwatch.watch.kernel_drift import finite_intervals, kernel_drift
 from ntkwatch.watch.measure import Measurement, Settings, linearized_function
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Reading
+from ntkwatch.watch.task import task_rise
 
 __all__ = ["compare", "replicates"]
 
@@ -40,7 +41,12 @@ def replicates(probe: ProbeBatch) -> Tensor:
 
 
 def compare(
-    now: Measurement, anchor: Anchor, *, settings: Settings, weights: Tensor | None
+    now: Measurement,
+    anchor: Anchor,
+    *,
+    settings: Settings,
+    weights: Tensor | None,
+    targets: Tensor | None,
 ) -> Reading:
     """Return how far a model is from an anchor; call it inside ``undisturbed``.
 
@@ -50,6 +56,7 @@ def compare(
         settings: Of the run.
         weights: Bootstrap weights for intervals, or None for what costs least: no intervals, and
             no second kernel where buffers moved.
+        targets: Of the probe, or None.
 
     Returns:
         The reading; numbers that are not defined are None, with the reason in ``left_out``.
@@ -65,16 +72,18 @@ def compare(
     if own is not None:
         change = values.get("relative_kernel_change")
         values["buffer_share"] = buffer_share(change, own.relative_kernel_change)
+    known = now.kernel is not None and values.get("kernel_angle") is not None
+    if weights is not None and known and now.kernel is not None and anchor.kernel is not None:
+        values |= task_rise(now.kernel.trace, anchor.kernel, targets, left_out)
     outputs = outputs_of_parameters(now, anchor, settings.moving)
-    error, error_interval, method = _linearization(
+    linear, error_interval = _linearization(
         now, outputs, anchor, settings.moving, weights, left_out
     )
     if error_interval is not None:
         intervals["linearization_error"] = error_interval
     return Reading(
         anchor_step=anchor.step,
-        linearization_error=error,
-        linearization_method=method,
+        **linear,
         output_change=float((outputs - anchor.outputs).square().mean().sqrt()),
         parameters_only=own,
         unjudged=unjudged(now),
@@ -98,27 +107,39 @@ def _linearization(
     moving: tuple[str, ...],
     weights: Tensor | None,
     left_out: dict[str, str],
-) -> tuple[float | None, tuple[float, float] | None, str | None]:
+) -> tuple[dict[str, Any], tuple[float, float] | None]:
     """``|f - f_0 - J_0 (theta - theta_0)| / |f - f_0|`` on the probe, with its interval."""
     change = outputs - anchor.outputs
     if not bool(change.any()):
         left_out["linearization_error"] = "the outputs on the probe did not change"
-        return None, None, None
+        return {}, None
     try:
         linear, method = _linear_change(now, anchor, moving)
     except CoverageError as cause:
         left_out["linearization_error"] = str(cause)
-        return None, None, None
+        return {}, None
     residual = (change - linear.to(change)).square().sum(dim=1)
     per_sample = change.square().sum(dim=1)
     error = float((residual.sum() / per_sample.sum()).sqrt())
     if not math.isfinite(error):
         left_out["linearization_error"] = "the linearized outputs overflow"
-        return None, None, None
+        return {}, None
+    values = {
+        "linearization_error": error,
+        "linearization_error_centred": _centred_error(change, linear.to(change)),
+        "linearization_method": method,
+    }
     if weights is None:
-        return error, None, method
+        return values, None
     samples = {"": residual_ratio_samples(residual, per_sample, weights)}
-    return error, finite_intervals(samples).get(""), method
+    return values, finite_intervals(samples).get("")
+
+
+def _centred_error(change: Tensor, linear: Tensor) -> float | None:
+    """The same without the mean over samples, which a shift common to all of them would be."""
+    left, own = ((part - part.mean(dim=0)).norm() for part in (change - linear, change))
+    rounding = torch.finfo(change.dtype).eps * change.norm()
+    return float(left / own) if bool(own > rounding) else None
 
 
 def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) -> tuple[Tensor, str]:

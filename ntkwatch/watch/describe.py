@@ -45,6 +45,7 @@ def run_info(
         spec={
             **spec.to_plain(),
             "batchnorms": list(settings.moving),
+            "metrics": settings.metrics,
             "engine": ", ".join(sorted(engines)) or "none",
         },
         probe=probe.describe(),

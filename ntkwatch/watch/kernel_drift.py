@@ -15,12 +15,15 @@ from ntkwatch.kernel.bootstrap import angle_samples, central_interval, relative_
 from ntkwatch.kernel.drift import (
     kernel_angle,
     kernel_distance,
+    kernel_distance_centred,
     kernel_distance_offdiag,
     kernel_scale,
     offdiag_share,
     relative_kernel_change,
 )
 from ntkwatch.kernel.gram import offdiag
+from ntkwatch.kernel.modes import eigenmodes, subspace_overlap
+from ntkwatch.kernel.spectrum import rank_holding
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.measure import Measurement
 from ntkwatch.watch.sketching import sketch_drift
@@ -29,6 +32,12 @@ __all__ = ["finite_intervals", "kernel_drift"]
 
 # Off-diagonals below this share of the kernel are noise (whitened inputs).
 _OFFDIAG_SHARE = 0.05
+# Fewest points on which a centred distance says more than their number.
+_CENTRED_POINTS = 32
+# Leading eigenvectors that are followed, and the share of all points that they may be at most: two
+# random subspaces share as much.
+_LEADING, _LEADING_SHARE = 5, 0.25
+_TRACE_SHARE = 0.9
 
 
 def kernel_drift(
@@ -55,6 +64,10 @@ def kernel_drift(
     intervals = {}
     if weights is not None and values.get("kernel_angle") is not None:
         intervals = _kernel_intervals(now, anchor, weights, angles)
+        values["kernel_distance_centred"] = _centred_distance(
+            now.kernel.trace, anchor.kernel, left_out
+        )
+        values |= _overlaps(now.kernel.trace, anchor.kernel, left_out)
     return {**values, "layer_angle": angles, "intervals": intervals}
 
 
@@ -81,6 +94,40 @@ def _whole_drift(
     else:
         drift["kernel_distance_offdiag"] = float(kernel_distance_offdiag(kernel, reference))
     return drift
+
+
+def _centred_distance(kernel: Tensor, reference: Tensor, left_out: dict[str, str]) -> float | None:
+    if len(kernel) < _CENTRED_POINTS:
+        left_out["kernel_distance_centred"] = f"it takes {_CENTRED_POINTS} probe points"
+        return None
+    try:
+        return float(kernel_distance_centred(kernel, reference))
+    except KernelMismatchError as error:
+        left_out["kernel_distance_centred"] = str(error)
+        return None
+
+
+def _overlaps(
+    kernel: Tensor, reference: Tensor, left_out: dict[str, str]
+) -> dict[str, dict[str, float]]:
+    """How much of the leading eigenspaces stayed, each with what random ones share."""
+    now, then = eigenmodes(kernel), eigenmodes(reference)
+    ranks = {}
+    if len(kernel) * _LEADING_SHARE >= _LEADING:
+        ranks[str(_LEADING)] = (_LEADING, _LEADING)
+    else:
+        few = math.ceil(_LEADING / _LEADING_SHARE)
+        left_out[f"subspace_overlap/{_LEADING}"] = f"it takes {few} probe points"
+    held = [int(rank_holding(modes.values, share=_TRACE_SHARE)) for modes in (now, then)]
+    ranks[f"{_TRACE_SHARE:.0%}"] = (held[0], held[1])
+    found = {
+        name: subspace_overlap(now.vectors[:, :k], then.vectors[:, :k_then])
+        for name, (k, k_then) in ranks.items()
+    }
+    return {
+        "subspace_overlap": {name: float(overlap.value) for name, overlap in found.items()},
+        "subspace_overlap_null": {name: float(overlap.null) for name, overlap in found.items()},
+    }
 
 
 def _layer_angles(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -39,7 +39,8 @@ class Seen(NamedTuple):
     Attributes:
         settings: Of the run, with what this look adds to them.
         now: The look itself.
-        start: The reference: the one kept, or made of this look.
+        probe: What it was taken on.
+        start: The reference on that probe: the one kept, or made of this look.
         floors: Its noise floors.
         reading: Since the reference.
         since_warmup: Since the end of the warm-up, or None before it.
@@ -47,6 +48,7 @@ class Seen(NamedTuple):
 
     settings: Settings
     now: Measurement
+    probe: ProbeBatch
     start: Anchor
     floors: dict[str, float]
     reading: Reading
@@ -61,7 +63,7 @@ def look(
     *,
     step: int,
     first: bool,
-    minimal: bool,
+    fresh: bool = False,
     state: Mapping[str, Tensor] | None,
 ) -> Seen:
     """Measure a model and compare it with what was kept; the model is left as found.
@@ -73,7 +75,7 @@ def look(
         kept: Of earlier looks; None to take this one as the reference.
         step: Optimizer steps taken so far.
         first: Whether to test that samples do not depend on each other.
-        minimal: Whether to leave out intervals and all that takes another kernel.
+        fresh: Whether what was kept was seen on another probe, and is to be measured on this one.
         state: Weights and buffers to measure instead of the model's present ones, or None.
 
     Returns:
@@ -86,17 +88,34 @@ def look(
     if kept is not None:
         check_same_model(model, kept.start)
     check_finite_parameters(params)
-    weights = None if minimal else replicates(probe)
+    weights = None if settings.metrics == "minimal" else replicates(probe)
     with undisturbed(model), apart(model):
         buffers = None if kept is None else kept.start.buffers
         now = measure(model, probe.inputs, settings, first=first, reference=buffers, state=tensors)
         if kept is None:
-            kept = Kept(now.as_anchor(step), None, noise_floor(now, settings))
-        reading = compare(now, kept.start, settings=settings, weights=weights)
+            anchor = now.as_anchor(step, keeps_full=settings.keeps_full)
+            kept = Kept(anchor, None, noise_floor(now, settings))
+        elif fresh:
+            kept = _kept_on(probe, model, settings, kept)
+        how: dict[str, Any] = {"settings": settings, "weights": weights, "targets": probe.targets}
+        reading = compare(now, kept.start, **how)
         since_warmup = None
         if kept.warmup is not None and step > kept.warmup.step:
-            since_warmup = compare(now, kept.warmup, settings=settings, weights=weights)
+            since_warmup = compare(now, kept.warmup, **how)
     without = now.left_out.get("kernel") if kept.start.kernel is None else None
     coupled = now.sketch is not None and now.sketch.coupled
     settings = replace(settings, no_kernel=without, coupled=coupled)
-    return Seen(settings, now, kept.start, kept.floors, reading, since_warmup)
+    return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup)
+
+
+def _kept_on(probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept) -> Kept:
+    """The same anchors as seen on another probe: from the weights that were kept of them."""
+
+    def again(anchor: Anchor) -> Anchor:
+        state = {**anchor.params, **anchor.buffers}
+        seen = measure(
+            model, probe.inputs, settings, first=False, reference=kept.start.buffers, state=state
+        )
+        return seen.as_anchor(anchor.step, keeps_full=settings.keeps_full)
+
+    return Kept(again(kept.start), None if kept.warmup is None else again(kept.warmup), kept.floors)

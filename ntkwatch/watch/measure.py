@@ -27,12 +27,17 @@ from ntkwatch.watch.sketching import sketch_floors, take_sketch, too_large
 
 __all__ = [
     "Measurement",
+    "Metrics",
     "Settings",
     "WatchEngine",
     "linearized_function",
     "measure",
     "noise_floor",
 ]
+
+# By cost: "minimal" takes no eigenvalue and no second kernel; "standard" what the (N, N) trace
+# kernel gives; "full" also what takes the (N C, N C) kernel, or a null for every layer.
+Metrics = Literal["minimal", "standard", "full"]
 
 WatchEngine = EngineName | Literal["sketch"]
 _SKETCHING = ("auto", "sketch")
@@ -51,6 +56,9 @@ class Settings:
         engine: Engine, or "sketch".
         budget: Bytes.
         dtype: Of the Jacobian.
+        metrics: Which numbers are wanted, by their cost.
+        top_k: Eigenvalues and eigenmodes wanted.
+        keeps_full: Whether anchors keep the kernel between outputs, too.
         no_kernel: Why there is no kernel, as found at the reference; or None.
         coupled: Whether that is because samples depend on each other.
     """
@@ -63,6 +71,9 @@ class Settings:
     engine: WatchEngine
     budget: int
     dtype: torch.dtype
+    metrics: Metrics = "standard"
+    top_k: int = 8
+    keeps_full: bool = False
     no_kernel: str | None = None
     coupled: bool = False
 
@@ -91,9 +102,10 @@ class Measurement:
         params = self.problem.function.params
         return {layer_of(name) for name in self.problem.names if params[name].ndim >= 2}
 
-    def as_anchor(self, step: int) -> Anchor:
+    def as_anchor(self, step: int, *, keeps_full: bool = False) -> Anchor:
         """Return a copy of what later steps are compared with."""
         function = self.problem.function
+        has_full = keeps_full and self.kernel is not None and self.kernel.matrix.ndim == 4
         return Anchor(
             step=step,
             params={name: tensor.detach().clone() for name, tensor in function.params.items()},
@@ -101,6 +113,7 @@ class Measurement:
             outputs=self.outputs,
             kernel=None if self.kernel is None else self.kernel.trace,
             layers={} if self.kernel is None else self.kernel.layers,
+            full=self.kernel.matrix if has_full and self.kernel is not None else None,
             sketch=self.sketch,
         )
 

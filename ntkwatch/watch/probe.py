@@ -33,6 +33,8 @@ class ProbeBatch:
         inputs: A tensor, or a tuple or mapping of tensors, samples first.
         targets: Class labels (N,) or regression targets (N, ...), or None.
         origin: Where it was drawn from, in words.
+        whole_training_set: Whether these are all samples that the model is trained on, as they
+            are: some numbers mean something there only.
 
     Raises:
         InputError: If there are fewer than 2 samples, first dimensions differ, or the targets are
@@ -42,6 +44,7 @@ class ProbeBatch:
     inputs: Inputs
     targets: Tensor | None = None
     origin: str = "given"
+    whole_training_set: bool = False
 
     def __post_init__(self) -> None:
         n = count_samples(self.inputs, at_least=MIN_SAMPLES)
@@ -77,6 +80,8 @@ class ProbeBatch:
             "size": len(self),
             "origin": self.origin,
         }
+        if self.whole_training_set:
+            about["whole_training_set"] = True
         if self.has_classes and self.targets is not None:
             counts = Counter(self.targets.flatten().tolist())
             about["classes"] = {str(label): counts[label] for label in sorted(counts)}

@@ -6,8 +6,7 @@ nothing of how its numbers were computed; ``left_out`` says why a number is miss
 
 import dataclasses
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Self
 
 __all__ = ["SCHEMA", "Gap", "Observation", "Reading", "RunInfo"]
 
@@ -18,13 +17,12 @@ _OF_KERNELS = (
     "kernel_angle",
     "kernel_distance",
     "kernel_distance_offdiag",
+    "kernel_distance_centred",
+    "subspace_overlap",
+    "subspace_overlap_null",
     "layer_angle",
     "layer_angle_median",
 )
-
-# Fields that hold a reading within a reading.
-_NESTED = ("since_warmup", "parameters_only")
-_TUPLES = {"top_eigenvalues", "notes", "moving_buffers"}
 
 # Raised whenever a reader of the older number would misread the file.
 SCHEMA = 1
@@ -41,10 +39,16 @@ class Reading:
         kernel_angle: ``arccos`` of the cosine between ``K`` and ``K_0``, radians, in [0, pi/2].
         kernel_distance: ``1 - cos(K, K_0)``, no unit, in [0, 1].
         kernel_distance_offdiag: The same with both diagonals set to zero; nearly unbiased in N.
+        kernel_distance_centred: The same of the centred kernels, without their mean mode.
+        subspace_overlap: Share of the leading eigenspace that stayed, in [0, 1]: of the first k
+            eigenvectors (by k), and of those that hold 90 % of the trace ("90%").
+        subspace_overlap_null: What two random subspaces of those sizes share.
         layer_angle: Per module, the angle of its part of the kernel, radians; None where its part
             was zero at the anchor.
         layer_angle_median: Median of the counted angles (modules with a matrix weight), radians.
         linearization_error: ``|f - f_lin| / |f - f_0|`` on the probe, no unit, in [0, inf).
+        linearization_error_centred: The same once the mean over probe points of each output is
+            taken off both: without what a shift common to all samples makes of it.
         linearization_method: "jvp", "double-vjp" or "finite-difference".
         output_change: Root mean square of ``f - f_0`` over probe points and outputs, with ``f``,
             here and in the linearization error, of the present parameters and the anchor's buffers.
@@ -52,6 +56,9 @@ class Reading:
         relative_displacement: ``|theta - theta_0|_2 / |theta_0|_2``, no unit.
         layer_displacement: Per module, the displacement of its parameters.
         layer_relative_displacement: Per module, relative to its norm; None where that is zero.
+        target_alignment_rise: Target alignment less that at the anchor on the same probe, in
+            standard deviations of the anchor's permutation null.
+        rkhs_norm_ratio: Per ridge, ``rkhs_norm`` over that at the anchor on the same probe.
         buffer_share: Part of ``|K - K_0|_F`` that is gone with the anchor's buffers, in (-inf, 1];
             None where no buffer that the kernel reads has moved.
         parameters_only: The numbers that compare kernels, with the anchor's buffers: the
@@ -71,15 +78,21 @@ class Reading:
     kernel_angle: float | None = None
     kernel_distance: float | None = None
     kernel_distance_offdiag: float | None = None
+    kernel_distance_centred: float | None = None
+    subspace_overlap: dict[str, float] = field(default_factory=dict)
+    subspace_overlap_null: dict[str, float] = field(default_factory=dict)
     layer_angle: dict[str, float | None] = field(default_factory=dict)
     layer_angle_median: float | None = None
     linearization_error: float | None = None
+    linearization_error_centred: float | None = None
     linearization_method: str | None = None
     output_change: float | None = None
     displacement: float | None = None
     relative_displacement: float | None = None
     layer_displacement: dict[str, float] = field(default_factory=dict)
     layer_relative_displacement: dict[str, float | None] = field(default_factory=dict)
+    target_alignment_rise: float | None = None
+    rkhs_norm_ratio: dict[str, float] = field(default_factory=dict)
     buffer_share: float | None = None
     parameters_only: "Reading | None" = None
     moving_buffers: tuple[str, ...] = ()
@@ -113,15 +126,37 @@ class Observation(Reading):
         loss: Training loss, mean over the last batches before this step, or None.
         loss_start: Training loss of the first batch, at the reference weights, or None.
         probe_size: Probe points N.
+        probe_fingerprint: Of the probe, where every observation has one of its own.
         output_count: Outputs per probe point C that the model has.
         top_eigenvalues: Largest eigenvalues of the trace kernel, descending, not divided by N.
         trace: Trace of the trace kernel, not divided by N.
         effective_rank: ``exp(entropy of the normalised eigenvalues)``, in [1, N].
+        min_eigenvalue: Smallest eigenvalue of the trace kernel, where it is above rounding.
+        condition_number: Largest over smallest eigenvalue, likewise.
+        tail_exponent: ``a`` of ``lambda_k ~ k^-a`` over ranks 2 to N/8, for N of at least 160.
         target_alignment: Centred cosine between the kernel and that of the targets.
         target_alignment_z: The same in standard deviations of its permutation null.
         target_alignment_null_sd: That standard deviation.
+        layer_target_alignment: Per module, the alignment of its part of the kernel; None where
+            that part has no geometry.
+        layer_target_alignment_z: The same in standard deviations of its null.
         rkhs_norm: Per ridge (as a share of the mean eigenvalue), the trace-normalised squared
             norm that the targets have in the kernel's function space.
+        max_stable_lr: Learning rate at which descent on the present kernel begins to diverge, for
+            the loss and the optimizer in use.
+        edge_of_stability: Learning rate in use over that; 1 is the edge of stability.
+        displacement_ratio: Displacement over the shortest move that frozen features need for the
+            same outputs, on the whole training set.
+        displacement_ratio_ridge: Ridge of that shortest move, as a share of the mean eigenvalue.
+        residual_modes: ``|v_k' (f - y)|`` on the leading eigenvectors of the kernel at the start.
+        predicted_modes: What a frozen kernel would have left of them by now.
+        mode_prediction_error: ``|c - c_predicted| / |c_predicted|`` over all modes.
+        gradient_flow_bound: Loss that gradient flow on the kernel at the start guarantees by now.
+        gradient_flow_steps: Steps by which it guarantees a hundredth of the loss at the start.
+        angular_velocity: Angle to the kernel of the observation before, radians per optimizer step.
+        path_length: Sum of the angles from observation to observation since the start, radians.
+        path_length_ratio: That over the angle to the start, at least 1.
+        training: Optimizer, learning rate and loss at this step, as far as they are known.
         noise_floor: Per key, what the number reads when nothing changed but the arithmetic's
             order; "output" is the root mean square change of the outputs.
         since_warmup: The same network read from the end of its warm-up, once that is over.
@@ -136,14 +171,33 @@ class Observation(Reading):
     loss: float | None = None
     loss_start: float | None = None
     probe_size: int
+    probe_fingerprint: str | None = None
     output_count: int
     top_eigenvalues: tuple[float, ...] = ()
     trace: float | None = None
     effective_rank: float | None = None
+    min_eigenvalue: float | None = None
+    condition_number: float | None = None
+    tail_exponent: float | None = None
     target_alignment: float | None = None
     target_alignment_z: float | None = None
     target_alignment_null_sd: float | None = None
+    layer_target_alignment: dict[str, float | None] = field(default_factory=dict)
+    layer_target_alignment_z: dict[str, float | None] = field(default_factory=dict)
     rkhs_norm: dict[str, float] = field(default_factory=dict)
+    max_stable_lr: float | None = None
+    edge_of_stability: float | None = None
+    displacement_ratio: float | None = None
+    displacement_ratio_ridge: float | None = None
+    residual_modes: tuple[float, ...] = ()
+    predicted_modes: tuple[float, ...] = ()
+    mode_prediction_error: float | None = None
+    gradient_flow_bound: float | None = None
+    gradient_flow_steps: float | None = None
+    angular_velocity: float | None = None
+    path_length: float | None = None
+    path_length_ratio: float | None = None
+    training: dict[str, str | float | bool] = field(default_factory=dict)
     noise_floor: dict[str, float] = field(default_factory=dict)
     since_warmup: Reading | None = None
     batchnorm: str = "none"
@@ -198,86 +252,3 @@ class RunInfo:
     reference_is_start: bool = True
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
-
-
-def to_plain(record: Reading | Gap | RunInfo) -> dict[str, Any]:
-    """Return a record as JSON-ready values; empty fields are left out.
-
-    Args:
-        record: Any record of this module.
-
-    Returns:
-        A dictionary of numbers, strings, lists and dictionaries.
-    """
-    plain = dataclasses.asdict(record)
-    for key in _NESTED:
-        inner = getattr(record, key, None)
-        if inner is not None:
-            plain[key] = to_plain(inner)
-    return {key: value for key, value in plain.items() if value not in (None, {}, (), [])}
-
-
-def observation_from_plain(plain: dict[str, Any]) -> Observation:
-    """Return the observation that ``to_plain`` wrote; unknown keys are ignored.
-
-    Args:
-        plain: One parsed line of a history.
-
-    Returns:
-        The observation.
-
-    Raises:
-        TypeError: If a required key is missing, or a value is not of its kind.
-    """
-    values = _reading_values(plain, Observation)
-    return Observation(**_checked(values, Observation))
-
-
-def _reading_values(plain: dict[str, Any], kind: type[Reading]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(kind)}
-    values = {key: value for key, value in plain.items() if key in names}
-    values["intervals"] = {key: tuple(pair) for key, pair in plain.get("intervals", {}).items()}
-    for key in _TUPLES & values.keys():
-        values[key] = tuple(values[key])
-    for key in _NESTED:
-        if isinstance(values.get(key), dict):
-            inner = _reading_values(values[key], Reading)
-            values[key] = Reading(**_checked(inner, Reading))
-    return values
-
-
-def _checked(values: dict[str, Any], kind: type[Reading]) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        if not _fits(value, hints[key]):
-            raise TypeError(f"{key} is {value!r}, which is not {hints[key]}")
-    return values
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value read from JSON is of an annotated kind."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_fits(value, choice) for choice in inner)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(part, inner[1]) for part in value.values())
-    if origin is tuple:
-        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        fits = isinstance(value, tuple) and len(value) == len(kinds)
-        return fits and all(map(_fits, value, kinds))
-    if isinstance(value, bool) or kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def run_info_from_plain(plain: dict[str, Any]) -> RunInfo:
-    """Return the run information that ``to_plain`` wrote; unknown keys are ignored.
-
-    Args:
-        plain: The parsed first line of a history.
-
-    Returns:
-        The run information.
-    """
-    names = {f.name for f in dataclasses.fields(RunInfo)}
-    return RunInfo(**{key: value for key, value in plain.items() if key in names})

@@ -18,7 +18,8 @@ from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import clean_name, parameters_of, select_parameters
 from ntkwatch.jacobian.spec import BatchNormMode, KernelSpec
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.measure import Settings, WatchEngine
+from ntkwatch.watch.measure import Metrics, Settings, WatchEngine
+from ntkwatch.watch.probe import ProbeBatch
 
 __all__ = ["Wanted", "check_same_model", "check_same_settings", "kept_state", "settle"]
 
@@ -38,6 +39,8 @@ class Wanted:
         batchnorm: Statistics of moving BatchNorms.
         budget: Bytes.
         dtype: Of the Jacobian, or None.
+        metrics: Which numbers, by their cost.
+        top_k: Eigenvalues.
     """
 
     params: str | Sequence[str] | None
@@ -47,17 +50,19 @@ class Wanted:
     batchnorm: BatchNormMode
     budget: int
     dtype: torch.dtype | None
+    metrics: Metrics
+    top_k: int
 
 
 def settle(
-    model: nn.Module, wanted: Wanted, targets: Tensor | None, resumed: Mapping[str, Any] | None
+    model: nn.Module, wanted: Wanted, probe: ProbeBatch, resumed: Mapping[str, Any] | None
 ) -> Settings:
     """Return the settings of all observations of a run.
 
     Args:
         model: The model at the reference, or where a run goes on.
         wanted: What the user asked for.
-        targets: Of the probe.
+        probe: What the model is measured on.
         resumed: Settings that an interrupted run had, which go on: what trains may change between
             a stop and a resume.
 
@@ -74,10 +79,13 @@ def settle(
         moving=tuple(moving),
         batchnorm=wanted.batchnorm,
         forward=wanted.forward,
-        outputs=_for_targets(wanted.outputs, targets),
+        outputs=_for_targets(wanted.outputs, probe.targets),
         engine=wanted.engine,
         budget=wanted.budget,
         dtype=jacobian_dtype(parameters_of(model), wanted.dtype),
+        metrics=wanted.metrics,
+        top_k=wanted.top_k,
+        keeps_full=wanted.metrics == "full" and probe.whole_training_set,
     )
 
 

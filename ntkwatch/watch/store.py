@@ -93,6 +93,8 @@ class RunFiles:
         if probe.targets is not None:
             tensors["targets"] = probe.targets
         about = {"origin": probe.origin, "structure": json.dumps(_structure(probe.inputs))}
+        if probe.whole_training_set:
+            about["whole_training_set"] = "yes"
         write_atomically(self.folder / _PROBE, lambda path: _save(tensors, path, about))
 
     def read_probe(self) -> ProbeBatch:
@@ -111,6 +113,8 @@ class RunFiles:
         tensors["outputs"] = anchor.outputs
         if anchor.kernel is not None:
             tensors["kernel"] = anchor.kernel
+        if anchor.full is not None:
+            tensors["full"] = anchor.full
         # safetensors orders by size; sums over parameters are to be the same to the last bit.
         about["order"] = json.dumps(list(tensors))
         path = self.folder / _ANCHORS[kind]
@@ -137,13 +141,22 @@ class RunFiles:
             layers=groups["layer"],
             outputs=groups[""]["outputs"],
             kernel=groups[""].get("kernel"),
+            full=groups[""].get("full"),
             sketch=None if drawn is None else _rebuilt_sketch(groups["sketch"], drawn),
         )
 
     def write_kernel(self, step: int, kernel: Tensor) -> None:
         """Write the trace kernel of one step."""
-        path = self.folder / "kernels" / f"step={step:08d}.safetensors"
+        path = self._kernel_path(step)
         write_atomically(path, lambda part: _save({"kernel": kernel}, part, {"step": str(step)}))
+
+    def read_kernel(self, step: int, *, device: torch.device) -> Tensor | None:
+        """Return the trace kernel of one step, on a device, or None if it was not written."""
+        path = self._kernel_path(step)
+        return load_file(path, device=str(device))["kernel"] if path.is_file() else None
+
+    def _kernel_path(self, step: int) -> Path:
+        return self.folder / "kernels" / f"step={step:08d}.safetensors"
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a small JSON file, such as the verdict."""
@@ -196,7 +209,10 @@ def read_probe(path: Path) -> ProbeBatch:
         about = file.metadata()
     tensors = load_file(path)
     inputs = _rebuilt(json.loads(about["structure"]), tensors)
-    return ProbeBatch(inputs, tensors.get("targets"), origin=about["origin"])
+    whole = about.get("whole_training_set") == "yes"
+    return ProbeBatch(
+        inputs, tensors.get("targets"), origin=about["origin"], whole_training_set=whole
+    )
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str]) -> None:

@@ -6,9 +6,9 @@ it is shown it. When to look, and where numbers are written, is the caller's bus
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,19 @@ from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.spec import BatchNormMode, Kernel
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.describe import notes_on, run_info
+from ntkwatch.watch.describe import run_info
 from ntkwatch.watch.history import History
 from ntkwatch.watch.look import Kept, Seen, look
-from ntkwatch.watch.measure import Settings, WatchEngine
+from ntkwatch.watch.measure import Metrics, Settings, WatchEngine
+from ntkwatch.watch.numbers import observation_of
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Observation, Reading
+from ntkwatch.watch.records import Observation
+from ntkwatch.watch.route import Route, Station
 from ntkwatch.watch.settle import Wanted, check_same_settings, settle
-from ntkwatch.watch.standing import standing_numbers
+from ntkwatch.watch.training import Training
+from ntkwatch.watch.validity import course_of
 
 __all__ = ["KernelTracker", "Metrics"]
-
-Metrics = Literal["minimal", "standard"]
 
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
 
@@ -61,8 +62,12 @@ class KernelTracker:
         memory_budget: Bytes for Jacobian rows.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
         top_k: Eigenvalues to record.
-        metrics: "minimal" (drift, linearization error, displacement) or "standard" (also
-            intervals, spectrum and alignment).
+        metrics: "minimal" (drift, linearization error, displacement), "standard" (also intervals,
+            spectrum, alignment and path: all that the (N, N) trace kernel gives) or "full" (also
+            what takes the kernel between outputs, or a null for every layer).
+        fresh_probe: Given the step, returns the probe of that observation: the reference and the
+            present model are then both measured on it, so that no number hinges on one probe. The
+            reference itself is taken on ``probe``.
         warmup_steps: The reading since warm-up starts at the first observation at or after this
             step.
         reference: Where the reference comes from, in words, for the record.
@@ -87,6 +92,7 @@ class KernelTracker:
         dtype: torch.dtype | None = None,
         top_k: int = 8,
         metrics: Metrics = "standard",
+        fresh_probe: Callable[[int], ProbeBatch] | None = None,
         warmup_steps: int = _WARMUP_STEPS,
         reference: str = "the first observation",
         reference_is_start: bool = True,
@@ -94,10 +100,10 @@ class KernelTracker:
         check_choice("engine", engine, ("auto", "structured", "vmap", "loop", "sketch"))
         exact = "auto" if engine == "sketch" else engine
         check_batchnorm(batchnorm, exact, ("running", "probe", "reference", "batch"))
-        check_choice("metrics", metrics, ("minimal", "standard"))
+        check_choice("metrics", metrics, get_args(Metrics))
         if top_k < 1:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
-        self.probe = probe
+        self.probe, self._fresh_probe = probe, fresh_probe
         self.warmup_steps = warmup_steps
         self.history = History()
         self._wanted = Wanted(
@@ -108,8 +114,10 @@ class KernelTracker:
             batchnorm=batchnorm,
             budget=parse_bytes(memory_budget),
             dtype=dtype,
+            metrics=metrics,
+            top_k=top_k,
         )
-        self._top_k, self._metrics = top_k, metrics
+        self._route = Route()
         self._reference_words: dict[str, Any] = {
             "reference": reference,
             "reference_is_start": reference_is_start,
@@ -119,7 +127,7 @@ class KernelTracker:
         self._warmup: Anchor | None = None
         self._floors: dict[str, float] = {}
         self.loss_start: float | None = None
-        self._kernel: Kernel | None = None
+        self._seen: Seen | None = None
         self._resumed: dict[str, Any] | None = None
         self._modes_known = False
 
@@ -136,7 +144,17 @@ class KernelTracker:
     @property
     def kernel(self) -> Kernel | None:
         """The kernel of the last observation, or None."""
-        return self._kernel
+        return None if self._seen is None else self._seen.now.kernel
+
+    @property
+    def last_probe(self) -> ProbeBatch:
+        """The probe of the last observation."""
+        return self.probe if self._seen is None else self._seen.probe
+
+    @property
+    def last_reference(self) -> Anchor | None:
+        """The reference on that probe, or None before it."""
+        return self._start if self._seen is None else self._seen.start
 
     def observe(
         self,
@@ -147,6 +165,7 @@ class KernelTracker:
         epoch: int | None = None,
         logged_step: int | None = None,
         state: Mapping[str, Tensor] | None = None,
+        training: Training | None = None,
     ) -> Observation:
         """Measure a model and return what was seen.
 
@@ -158,6 +177,8 @@ class KernelTracker:
             logged_step: The x axis of the run's loggers, if that is another one.
             state: Weights and buffers to measure instead of the model's present ones, by name: a
                 checkpoint's, say.
+            training: Optimizer, learning rate and loss at this step, from ``training_of``: numbers
+                that hang on them are left out without.
 
         Returns:
             The observation, which is also added to ``history``.
@@ -165,39 +186,39 @@ class KernelTracker:
         Raises:
             NonFiniteError: If weights or outputs are NaN or infinite.
         """
-        began = time.perf_counter()
+        began, step = time.perf_counter(), int(step)
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         is_reference = self._start is None or step == self._start.step
         if not is_reference:
             self._check_modes(model)
-        seen = self._look(model, int(step), state, is_reference=is_reference)
-        spectral, left_out = standing_numbers(
-            seen.now.kernel, self.probe, top_k=self._top_k, minimal=self._metrics == "minimal"
+        seen = self._look(model, step, state, is_reference=is_reference)
+        training = Training() if training is None else training
+        between = range(seen.start.step + 1, step)
+        course = course_of(
+            model, self.history, training, seen.probe, seen.settings, between=between
+        )
+        before = None if is_reference else self._route.before(step)
+        observed = observation_of(
+            seen, course, before, step=step, resampled=self._fresh_probe is not None
         )
         # Whatever could fail is over: only a whole observation changes what the tracker knows.
         if is_reference:
             about = run_info(model, seen.now, seen.settings, self.probe, **self._reference_words)
+            if self._fresh_probe is not None:
+                about = replace(about, probe={**about.probe, "resampled": True})
             self.history.start_over(about)
-        self._remember(seen, int(step), is_reference=is_reference)
-        reading = seen.reading
-        observation = Observation(
-            **{f.name: getattr(reading, f.name) for f in fields(Reading) if f.name != "left_out"},
-            left_out={**reading.left_out, **left_out},
-            step=int(step),
+        self._remember(seen, step, is_reference=is_reference)
+        observation = replace(
+            observed,
             logged_step=logged_step,
             epoch=epoch,
             loss=loss,
             loss_start=self._note_loss(loss, is_reference=is_reference),
-            probe_size=len(self.probe),
-            output_count=seen.now.problem.spec.output_count,
-            noise_floor=self._floors,
-            since_warmup=seen.since_warmup,
-            batchnorm=seen.now.problem.spec.batchnorm,
-            notes=notes_on(seen.now, seen.settings),
             seconds=time.perf_counter() - began,
-            **spectral,
         )
         self.history.add(observation)
+        kernel = None if seen.now.kernel is None else seen.now.kernel.trace
+        self._route.pass_by(Station(step, kernel, observation.path_length))
         return observation
 
     def note_start_loss(self, loss: float) -> None:
@@ -211,13 +232,21 @@ class KernelTracker:
         if first.step == self._start.step and first.loss is None:
             self.history.add(replace(first, loss=loss, loss_start=loss))
 
-    def resume(self, history: History, start: Anchor, warmup: Anchor | None = None) -> None:
+    def resume(
+        self,
+        history: History,
+        start: Anchor,
+        warmup: Anchor | None = None,
+        *,
+        last_kernel: Tensor | None = None,
+    ) -> None:
         """Go on from an earlier run instead of taking a new reference.
 
         Args:
             history: What was observed until then.
             start: Its reference.
             warmup: Its anchor at the end of the warm-up, if that was reached.
+            last_kernel: Trace kernel of its last observation, if that was kept.
 
         Raises:
             InputError: If the earlier run had another probe.
@@ -234,6 +263,7 @@ class KernelTracker:
         last = history[-1] if len(history) else None
         if last is not None:
             self._floors, self.loss_start = dict(last.noise_floor), last.loss_start
+            self._route.pass_by(Station(last.step, last_kernel, last.path_length))
 
     # One look, and what is kept of it. ------------------------------------------------------------
 
@@ -248,12 +278,14 @@ class KernelTracker:
         """Measure and compare, without changing what the tracker knows."""
         settings, kept = self._settings, None
         if settings is None or is_reference:
-            settings = settle(model, self._wanted, self.probe.targets, self._resumed)
+            settings = settle(model, self._wanted, self.probe, self._resumed)
         if self._start is not None and not is_reference:
             kept = Kept(self._start, self._warmup, self._floors)
-        first, minimal = is_reference or self._settings is None, self._metrics == "minimal"
-        how = (model, self.probe, settings, kept)
-        seen = look(*how, step=step, first=first, minimal=minimal, state=state)
+        first = is_reference or self._settings is None
+        probe, fresh = self.probe, kept is not None and self._fresh_probe is not None
+        if fresh and self._fresh_probe is not None:
+            probe = self._fresh_probe(step)
+        seen = look(model, probe, settings, kept, step=step, first=first, fresh=fresh, state=state)
         if self._resumed is not None:
             check_same_settings(seen.now.problem.spec, self._resumed)
         return seen
@@ -270,7 +302,7 @@ class KernelTracker:
         moving = moving_batchnorms(model)
         if moving != list(settings.moving) and len(self.history) > 0:
             first, gaps = self.history[0], list(self.history.gaps)
-            place = {"epoch": first.epoch, "logged_step": first.logged_step}
+            place: dict[str, Any] = {"epoch": first.epoch, "logged_step": first.logged_step}
             state = {**start.params, **start.buffers}
             self._resumed = {"params": list(settings.names), "batchnorms": moving}
             try:
@@ -281,10 +313,11 @@ class KernelTracker:
         self._modes_known = True
 
     def _remember(self, seen: Seen, step: int, *, is_reference: bool) -> None:
-        self._settings, self._kernel = seen.settings, seen.now.kernel
-        self._start, self._floors = seen.start, seen.floors
+        self._settings, self._seen, self._floors = seen.settings, seen, seen.floors
         if is_reference:
+            self._start = seen.start
             self._resumed, self._warmup, self._modes_known = None, None, False
+            self._route.start_over()
         due = step - seen.start.step >= max(1, self.warmup_steps)
         if due and (self._warmup is None or self._warmup.step == step):
             self._warmup = seen.now.as_anchor(step)

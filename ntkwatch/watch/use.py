@@ -74,6 +74,8 @@ def judge_use(history: History, bands: Bands) -> Use:
 
 
 def _alignment_rise(first: Observation, last: Observation) -> float | None:
+    if last.target_alignment_rise is not None:  # both kernels on one probe, whichever it is
+        return last.target_alignment_rise
     if first.target_alignment is None or last.target_alignment is None:
         return None
     if not first.target_alignment_null_sd:
@@ -82,6 +84,8 @@ def _alignment_rise(first: Observation, last: Observation) -> float | None:
 
 
 def _norm_ratios(first: Observation, last: Observation) -> dict[str, float]:
+    if last.rkhs_norm_ratio:
+        return last.rkhs_norm_ratio
     return {
         ridge: last.rkhs_norm[ridge] / start
         for ridge, start in first.rkhs_norm.items()

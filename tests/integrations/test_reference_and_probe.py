@@ -111,8 +111,9 @@ def test_a_drawn_probe_passes_through_the_runs_own_transfer_hooks(tmp_path):
 
 
 def _numbers(history):
-    keep = {"seconds": 0.0}
-    return [replace(o, **keep) for o in history]
+    """Without times, and without the way between observations, which hangs on where those lie."""
+    way = dict.fromkeys(("angular_velocity", "path_length", "path_length_ratio"))
+    return [replace(o, seconds=0.0, **way) for o in history]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
@@ -212,3 +213,18 @@ def test_what_is_given_as_probe_is_used_as_it_is(tmp_path):
     assert torch.equal(probe.inputs, x)
     assert probe.targets is None
     assert watch.history[-1].left_out["target_alignment"] == "the probe has no targets"
+
+
+def test_a_fresh_probe_is_drawn_at_every_observation(tmp_path):
+    watch = _monitor(probe_size=16, resample_probe=True)
+    _fit(tmp_path, watch, loader(), model=module(pl))
+    prints = [seen.probe_fingerprint for seen in watch.history]
+    assert len(set(prints)) == len(prints) > 2
+    assert watch.history.run.probe["resampled"] is True
+
+
+def test_a_fresh_probe_takes_a_dataset_to_draw_it_from(tmp_path):
+    with pytest.raises(InputError, match=r"resample_probe=True.*no dataset"):
+        _fit(tmp_path, _monitor(resample_probe=True), Stream(list(data())), model=module(pl))
+    with pytest.raises(InputError, match="names one that is given"):
+        NTKMonitor(probe=data()[:], resample_probe=True)

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.watch.history import History, append_record, find_history, read_history
-from ntkwatch.watch.records import (
-    SCHEMA,
-    Gap,
-    Observation,
-    Reading,
-    RunInfo,
-    observation_from_plain,
-    to_plain,
-)
+from ntkwatch.watch.plain import observation_from_plain, to_plain
+from ntkwatch.watch.records import SCHEMA, Gap, Observation, Reading, RunInfo
 
 RUN = RunInfo(spec={"outputs": "full"}, probe={"fingerprint": "ab"}, reference="before", created="")
 

@@ -16,7 +16,8 @@ from watch.tiny import ConvNet, f64, inputs, labels, moved, start_and_now
 
 from ntkwatch import KernelTracker, ProbeBatch, judge
 from ntkwatch.watch.bands import Bands, Strength
-from ntkwatch.watch.records import Reading, observation_from_plain, to_plain
+from ntkwatch.watch.plain import observation_from_plain, to_plain
+from ntkwatch.watch.records import Reading
 
 from oracles import dense_ntk, naive_relative_change
 

@@ -22,7 +22,7 @@ from ntkwatch.errors import InputError, RandomForwardError
 from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import KernelSpec
 from ntkwatch.kernel.sketched import gaussian_columns
-from ntkwatch.watch.records import observation_from_plain, to_plain
+from ntkwatch.watch.plain import observation_from_plain, to_plain
 from ntkwatch.watch.sketching import COLUMNS, sketch_drift
 from ntkwatch.watch.store import RunFiles
 

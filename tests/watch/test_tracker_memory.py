@@ -210,7 +210,7 @@ def test_a_resumed_tracker_goes_on_as_if_it_had_not_stopped(start, probe):
     for step in (0, 2):
         first.observe(states[step], step, loss=1.0 / (1 + step))
     second = KernelTracker(probe, warmup_steps=2)
-    second.resume(first.history, first.reference, first.warmup)
+    second.resume(first.history, first.reference, first.warmup, last_kernel=first.kernel.trace)
     second.observe(states[5], 5, loss=1.0 / 6)
     assert [_numbers(o) for o in second.history] == [_numbers(o) for o in whole.history]
 

@@ -1,6 +1,6 @@
 """What a backward pass leaves behind for one parameter: the operands of its contraction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,24 +138,33 @@ class Parameter:
                 nodes += below(use.derived.node)
         return nodes
 
-    def factors(self, bundle: Bundle, cotangents: Sequence[dict[Edge, Tensor]]) -> Factors:
+    def pieces(self, bundle: Bundle, cotangents: Mapping[Edge, Tensor]) -> list[Tensor]:
+        """Return the cotangents (n, T, e) of each use of a bundle, for one direction.
+
+        Args:
+            bundle: One of ``bundles``.
+            cotangents: By edge.
+
+        Returns:
+            One tensor per use, a view where that is possible.
+        """
+        found = []
+        for use, form in zip(bundle.uses, bundle.forms, strict=True):
+            (edge,), (owner,) = use.edges, use.owners
+            piece = form.cot(owner.split(cotangents[edge])[: self.tape.kept])
+            found.append(piece if form.scale == 1 else piece * form.scale)
+        return found
+
+    def factors(self, bundle: Bundle, cot: Tensor) -> Factors:
         """Return the operands of one bundle.
 
         Args:
             bundle: One of ``bundles``.
-            cotangents: By edge, for each direction.
+            cot: Its cotangents (n, T, R, e).
 
         Returns:
             Activations and cotangents.
         """
-        kept = self.tape.kept
-        parts: list[Tensor] = []
-        for use, form in zip(bundle.uses, bundle.forms, strict=True):
-            (edge,), (owner,) = use.edges, use.owners
-            rows = [form.cot(owner.split(one[edge])[:kept]) for one in cotangents]
-            stacked = torch.stack(rows, dim=2) if len(rows) > 1 else rows[0][:, :, None]
-            parts.append(stacked if form.scale == 1 else stacked * form.scale)
-        cot = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
         def act(samples: range) -> Tensor:
             found = [

@@ -92,23 +92,39 @@ class Collected:
         self, side: Pass, names: Sequence[str], as_rows: Collection[str], directions: range
     ) -> None:
         self.side = side
-        rows = [side.parameters[name] for name in names if name in as_rows]
-        edges = dict.fromkeys(e for name in names for e in side.parameters[name].edges)
-        kept = {e for name in names if name not in as_rows for e in side.parameters[name].edges}
-        self._cotangents: list[dict[Edge, Tensor]] = []
         self.rows: dict[str, Tensor] = {}
+        self._cot: dict[int, Tensor] = {}
+        rows = [side.parameters[name] for name in names if name in as_rows]
+        outer = [side.parameters[name] for name in names if name not in as_rows]
+        edges = list(dict.fromkeys(e for name in names for e in side.parameters[name].edges))
         for index, row in enumerate(directions):
-            found = side.cotangents(list(edges), row)
-            self._cotangents.append({edge: c for edge, c in found.items() if edge in kept})
+            found = side.cotangents(edges, row)
+            for parameter in outer:
+                for bundle in parameter.bundles:
+                    self._keep(bundle, parameter.pieces(bundle, found), index, len(directions))
             for name, part in rows_of(rows, found, side.count).items():
                 if name not in self.rows:
                     shape = (len(part), len(directions), part.shape[1])
                     self.rows[name] = part.new_empty(shape)
                 self.rows[name][:, index] = part
 
+    def _keep(self, bundle: Bundle, pieces: list[Tensor], index: int, count: int) -> None:
+        """Put the cotangents of a direction beside those of the others."""
+        if count == len(pieces) == 1:
+            self._cot[id(bundle)] = pieces[0][:, :, None]  # as autograd gave them
+            return
+        if id(bundle) not in self._cot:
+            length = sum(piece.shape[1] for piece in pieces)
+            n, _, e = pieces[0].shape
+            self._cot[id(bundle)] = pieces[0].new_empty(n, length, count, e)
+        start = 0
+        for piece in pieces:
+            self._cot[id(bundle)][:, start : start + piece.shape[1], index] = piece
+            start += piece.shape[1]
+
     def factors(self, name: str, bundle: Bundle) -> Factors:
         """Return the operands of a bundle of a parameter's uses."""
-        return self.side.parameters[name].factors(bundle, self._cotangents)
+        return self.side.parameters[name].factors(bundle, self._cot[id(bundle)])
 
 
 class PassRows:

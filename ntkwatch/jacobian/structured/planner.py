@@ -124,20 +124,25 @@ class Planner:
         return self.samples * self.rows * each * self.itemsize
 
     def _working(self, name: str) -> int:
-        """Memory while a parameter is contracted: cotangents side by side, unfolded activations."""
+        """Memory while a parameter is contracted: unfolded activations, and what any takes."""
         need = _SCRATCH
         for bundle, _ in self._bundles[name]:
-            if self.rows > 1:
-                need += self.samples * self.rows * bundle.length * bundle.width * self.itemsize
             if bundle.copies:  # once unfolded and once more in the order of a matrix product
                 need += 2 * self.samples * bundle.length * bundle.depth * self.itemsize
         return need
 
     def _held(self, names: list[str]) -> int:
         """Memory for parameters that share passes: operands, one pass's cotangents, one's work."""
-        kept = {e for n in names if self._bundles[n] for e in self.left.parameters[n].edges}
-        passing = {e for n in names for e in self.left.parameters[n].edges} - kept
-        cotangents = sum(size_of([shape_of(edge)]) for edge in passing) * self.itemsize
+        edges = {e for n in names for e in self.left.parameters[n].edges}
+        if self.rows == 1:  # a single use keeps what autograd gave
+            edges -= {
+                e
+                for n in names
+                for bundle, _ in self._bundles[n]
+                if len(bundle.uses) == 1
+                for e in bundle.uses[0].edges
+            }
+        cotangents = sum(size_of([shape_of(edge)]) for edge in edges) * self.itemsize
         operands = sum(self._bytes(name) for name in names)
         return operands + cotangents + max(self._working(name) for name in names)
 

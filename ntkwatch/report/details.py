@@ -1,0 +1,191 @@
+"""The numbers of the last observation that no table over time has room for.
+
+Nothing here knows how a row is drawn or escaped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ntkwatch.report.words import MISSING, number
+from ntkwatch.watch.records import Observation
+
+__all__ = ["TITLES", "DetailRow", "detail_rows"]
+
+_FLOAT, _RIDGES, _OVERLAP, _MODES = "float", "ridges", "overlap", "modes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetailRow:
+    """One number of the last observation.
+
+    Attributes:
+        title: Its name in a sentence.
+        value: Rounded, with what belongs to it.
+        meaning: One sentence for readers new to it.
+    """
+
+    title: str
+    value: str
+    meaning: str
+
+
+# Key, name, how it is shown, meaning; in the order of docs/metrics.md.
+_DETAILS = (
+    (
+        "linearization_error_centred",
+        "linearization error, centred",
+        _FLOAT,
+        "The same without the mean over probe points, which a common shift would be.",
+    ),
+    (
+        "kernel_distance_centred",
+        "kernel distance, centred",
+        _FLOAT,
+        "1 minus the cosine between the kernels without their mean mode.",
+    ),
+    (
+        "subspace_overlap",
+        "overlap of leading eigenvectors",
+        _OVERLAP,
+        "1 if the leading directions stayed; random ones share the number in brackets.",
+    ),
+    (
+        "target_alignment_rise",
+        "rise of the target alignment",
+        _FLOAT,
+        "In permutation s.d.; above 3 the kernel turned toward the targets.",
+    ),
+    (
+        "rkhs_norm_ratio",
+        "norm of the targets, now over start",
+        _RIDGES,
+        "Below 1 if the kernel turned toward the targets; one number per ridge.",
+    ),
+    (
+        "target_alignment_z",
+        "target alignment, z-score",
+        _FLOAT,
+        "In standard deviations of permuted targets.",
+    ),
+    (
+        "condition_number",
+        "condition number",
+        _FLOAT,
+        "Largest over smallest eigenvalue: by how much a solve magnifies errors.",
+    ),
+    ("min_eigenvalue", "smallest eigenvalue", _FLOAT, "Of the trace kernel, above rounding."),
+    (
+        "tail_exponent",
+        "tail exponent",
+        _FLOAT,
+        "Eigenvalue k falls as k to minus this, over ranks 2 to N/8.",
+    ),
+    (
+        "angular_velocity",
+        "angular velocity (rad per step)",
+        _FLOAT,
+        "How fast the kernel turned since the observation before.",
+    ),
+    (
+        "path_length_ratio",
+        "path length over angle",
+        _FLOAT,
+        "1 for a steady rotation, far above for wandering; it depends on the schedule.",
+    ),
+    (
+        "max_stable_lr",
+        "largest stable learning rate",
+        _FLOAT,
+        "For this loss and optimizer, on the present kernel.",
+    ),
+    (
+        "edge_of_stability",
+        "learning rate over that",
+        _FLOAT,
+        "1 is the edge of stability.",
+    ),
+    (
+        "displacement_ratio",
+        "displacement over shortest move",
+        _FLOAT,
+        "1 if the weights went where frozen features would, below 1 if features helped.",
+    ),
+    (
+        "mode_prediction_error",
+        "error of the predicted modes",
+        _FLOAT,
+        "How far the residual is from what a frozen kernel leaves of it.",
+    ),
+    (
+        "residual_modes",
+        "residual on the leading modes",
+        _MODES,
+        "In brackets what a frozen kernel would have left.",
+    ),
+    (
+        "gradient_flow_bound",
+        "bound on the loss by gradient flow",
+        _FLOAT,
+        "What the smallest eigenvalue at the start guarantees by now.",
+    ),
+    (
+        "gradient_flow_steps",
+        "steps to 1 % of the loss by that bound",
+        _FLOAT,
+        "Guaranteed to suffice while the kernel stays as it was.",
+    ),
+)
+
+TITLES = {key: title for key, title, _, _ in _DETAILS}
+
+_MODES_SHOWN = 3
+
+
+def detail_rows(last: Observation | None) -> tuple[DetailRow, ...]:
+    """Return what the last observation holds beyond the table over time.
+
+    Args:
+        last: The last observation, or None without any.
+
+    Returns:
+        One row per number that was measured.
+    """
+    if last is None:
+        return ()
+    rows = [
+        DetailRow(title=title, value=_SHOWN[kind](last, key), meaning=meaning)
+        for key, title, kind, meaning in _DETAILS
+    ]
+    return tuple(row for row in rows if row.value not in (MISSING, ""))
+
+
+def _as_float(last: Observation, key: str) -> str:
+    return number(getattr(last, key))
+
+
+def _by_ridge(last: Observation, key: str) -> str:
+    ratios = getattr(last, key)
+    return ", ".join(f"{number(ratio)} (ridge {ridge})" for ridge, ratio in ratios.items())
+
+
+def _overlaps(last: Observation, key: str) -> str:
+    null = last.subspace_overlap_null
+    return ", ".join(
+        f"first {name}: {number(value)} ({number(null.get(name))})"
+        if name.isdigit()
+        else f"{name} of the trace: {number(value)} ({number(null.get(name))})"
+        for name, value in getattr(last, key).items()
+    )
+
+
+def _modes(last: Observation, key: str) -> str:
+    pairs = list(zip(getattr(last, key), last.predicted_modes, strict=False))[:_MODES_SHOWN]
+    return ", ".join(f"{number(value)} ({number(expected)})" for value, expected in pairs)
+
+
+_SHOWN: dict[str, Callable[[Observation, str], str]] = {
+    _FLOAT: _as_float,
+    _RIDGES: _by_ridge,
+    _OVERLAP: _overlaps,
+    _MODES: _modes,
+}

@@ -1,0 +1,96 @@
+"""The way that a kernel took from observation to observation: its speed and its detours."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ntkwatch.errors import InputError, KernelMismatchError
+from ntkwatch.kernel.path import angular_velocity
+
+__all__ = ["Route", "Station", "route_numbers"]
+
+# Ends that are less apart than this many noise floors are joined by a path of noise.
+_FLOORS = 3.0
+
+
+class Station(NamedTuple):
+    """An earlier observation, as far as the next one needs it.
+
+    Attributes:
+        step: Optimizer steps taken then.
+        kernel: Trace kernel, or None where it is not kept.
+        length: Path length until then, radians; None where some of the way is not known.
+    """
+
+    step: int
+    kernel: Tensor | None
+    length: float | None
+
+
+class Route:
+    """The last two stations, since a step may be observed again."""
+
+    def __init__(self) -> None:
+        self._stations: tuple[Station, ...] = ()
+
+    def before(self, step: int) -> Station | None:
+        """Return the last station before a step, or None."""
+        earlier = [station for station in self._stations if station.step < step]
+        return earlier[-1] if earlier else None
+
+    def pass_by(self, station: Station) -> None:
+        """Note an observation."""
+        before = self.before(station.step)
+        self._stations = (station,) if before is None else (before, station)
+
+    def start_over(self) -> None:
+        """Forget everything."""
+        self._stations = ()
+
+
+def route_numbers(
+    kernel: Tensor | None,
+    step: int,
+    before: Station | None,
+    *,
+    angle: float | None,
+    floor: float,
+    left_out: dict[str, str],
+) -> dict[str, Any]:
+    """Return velocity, length and detours of the kernel's way since the start.
+
+    Args:
+        kernel: Trace kernel now, or None.
+        step: Optimizer steps taken so far.
+        before: The observation before, or None at the reference.
+        angle: From the reference, radians, or None.
+        floor: What that angle reads if there is none.
+        left_out: Takes the reasons for numbers that are not defined.
+
+    Returns:
+        Values by field name.
+    """
+    if kernel is None:
+        return {}
+    if before is None:
+        return {"path_length": 0.0}
+    if before.kernel is None:
+        left_out["angular_velocity"] = "the kernel of the observation before is not kept"
+        left_out["path_length"] = left_out["angular_velocity"]
+        return {}
+    try:
+        velocity = float(angular_velocity(kernel, before.kernel, elapsed=step - before.step))
+    except (InputError, KernelMismatchError) as error:
+        left_out["angular_velocity"] = str(error)
+        return {}
+    values: dict[str, Any] = {"angular_velocity": velocity}
+    if before.length is None:
+        left_out["path_length"] = "a part of the way was not observed"
+        return values
+    length = before.length + velocity * (step - before.step)
+    values["path_length"] = length
+    if angle is not None and angle > _FLOORS * floor:
+        values["path_length_ratio"] = length / angle
+    else:
+        left_out["path_length_ratio"] = "the kernel is where it was at the start, up to noise"
+    return values
