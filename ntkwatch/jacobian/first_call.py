@@ -3,7 +3,8 @@
 Only what the call does to parameters is looked at here; outputs are judged elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ntkwatch.jacobian.parameters import parameters_of
 from ntkwatch.jacobian.sharded import function_of
 from ntkwatch.jacobian.write_guard import WriteGuard, WritesToParameter
 
-__all__ = ["attempt_on_copies", "first_call"]
+__all__ = ["attempt_on_copies", "first_call", "guarded"]
 
 
 def attempt_on_copies(
@@ -69,6 +70,28 @@ def first_call(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[st
         return _call_on_copies(function, inputs)  # one was given other .data
     _check_reached(function.model, outputs)
     return outputs.detach(), []
+
+
+@contextmanager
+def guarded(function: ModelFunction) -> Iterator[None]:
+    """Stop a later call that is about to write to a parameter, though the first one was harmless.
+
+    Args:
+        function: The model as a function.
+
+    Raises:
+        ModelChangedError: In place of the write.
+    """
+    try:
+        with WriteGuard(function.borrowed()):
+            yield
+    except WritesToParameter as write:
+        raise ModelChangedError(
+            f"the forward pass of {type(function.model).__name__} was about to write to one of its "
+            "own parameters in evaluation mode, which it did not do when it was first looked at, "
+            "so measuring would have altered the training; it was stopped before. Move such "
+            "updates out of forward(), or pass forward= without them."
+        ) from write
 
 
 def _call_on_copies(function: ModelFunction, inputs: Inputs) -> tuple[Tensor, list[str]]:

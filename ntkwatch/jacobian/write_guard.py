@@ -9,6 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["WriteGuard", "WritesToParameter"]
 
+# Written to in training, though the older batch norms of torch do not declare it.
+_UNDECLARED = ("running_mean", "running_var")
+
 
 class WritesToParameter(BaseException):
     """An operation was about to change a guarded tensor."""
@@ -30,15 +33,16 @@ class WriteGuard(TorchDispatchMode):
     ) -> Any:
         """Run an operation unless it writes to what is guarded."""
         kwargs = kwargs or {}
-        for value, argument in zip(args, func._schema.arguments, strict=False):
-            self._check(value, argument)
-        for argument in func._schema.arguments:
-            self._check(kwargs.get(argument.name), argument)
+        arguments = func._schema.arguments
+        values = dict(zip((a.name for a in arguments), args, strict=False)) | kwargs
+        training = bool(values.get("training", values.get("train", False)))
+        for argument in arguments:
+            declared = argument.alias_info is not None and argument.alias_info.is_write
+            if declared or (training and argument.name in _UNDECLARED):
+                self._check(values.get(argument.name))
         return func(*args, **kwargs)
 
-    def _check(self, value: Any, argument: Any) -> None:
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            return
+    def _check(self, value: Any) -> None:
         for tensor in value if isinstance(value, list | tuple) else [value]:
             if isinstance(tensor, torch.Tensor) and (
                 tensor.untyped_storage()._cdata in self._guarded

@@ -171,12 +171,12 @@ def layout_of(view: Tensor, act: Sequence[int], cot: Sequence[int]) -> Layout:
 def overlap(first: Layout, second: Layout, size: int) -> bool:
     """Return whether two layouts share an entry of a parameter of this size."""
     seen = torch.zeros(size, dtype=torch.bool, device="cpu")
-    for layout in (first, second):
-        axes = layout.act + layout.cot
-        part = seen.as_strided(
-            [length for length, _ in axes], [stride for _, stride in axes], layout.offset
-        )
-        if layout is second:
-            return bool(part.any())
-        part.fill_(True)
-    return False
+    _entries(seen, first).fill_(True)
+    return bool(_entries(seen, second).any())
+
+
+def _entries(flat: Tensor, layout: Layout) -> Tensor:
+    axes = layout.act + layout.cot
+    return flat.as_strided(
+        [length for length, _ in axes], [stride for _, stride in axes], layout.offset
+    )

@@ -74,12 +74,11 @@ class Planner:
         self.large = [name for name in served if not self._bundles[name] and self._too_many(name)]
         self.groups = self._grouped([name for name in served if name not in self.large])
         passes = {name: group.passes for group in self.groups for name in group.names}
+        passes |= {name: self._sample_passes(name) for name in self.large}
         self.plan = KernelPlan(
-            steps=tuple(
-                self._step(name, passes.get(name, self._sample_passes(name))) for name in served
-            ),
+            steps=tuple(self._step(name, passes[name]) for name in served),
             passes=sum(group.passes for group in self.groups)
-            + sum(self._sample_passes(name) for name in self.large),
+            + sum(passes[name] for name in self.large),
         )
 
     def bundles(self, name: str) -> list[tuple[Bundle, Bundle]]:
@@ -181,10 +180,16 @@ class Planner:
         )
 
     def _sample_passes(self, name: str) -> int:
-        """Passes for rows made by blocks of samples."""
-        held = self.samples * self.rows * self.left.parameters[name].size * self.itemsize
-        blocks = max(1, -(-4 * held // max(1, self.budget)))
-        return self.rows * blocks * (blocks + 1) // 2
+        """Passes for rows made by blocks of samples, as ``blocks.contract`` makes them."""
+        # At most: small parameters that were made of large tensors may share passes there.
+        each = self.rows * self.left.parameters[name].size * self.itemsize
+        step = self.samples
+        if self.samples * each > self.budget // 2:
+            step = max(1, self.budget // 2 // (2 * each))
+        first = -(-self.left.count // step)
+        if self.right is None:
+            return self.rows * first * (first + 1) // 2
+        return self.rows * first * (1 + -(-self.right.count // step))
 
     def _step(self, name: str, passes: int) -> Step:
         parameter, pairs = self.left.parameters[name], self._bundles[name]

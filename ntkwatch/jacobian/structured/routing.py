@@ -77,6 +77,9 @@ def _mixed_axes(node: Node, slot: int, ndim: int) -> frozenset[int]:
     if name in _PRODUCTS:
         first = 0 if name in ("Mm", "Bmm") else 1  # the others add a third operand, elementwise
         return frozenset() if slot < first else frozenset({_PRODUCTS[name][slot - first]})
+    if name == "Embedding":  # rows picked from a table; one that is a parameter routes nothing
+        made = node.next_functions[0][0]
+        return frozenset() if hasattr(made, "variable") else frozenset({0})
     if name.startswith("ScaledDotProduct"):
         return frozenset(range(2, ndim))
     if "Convolution" in name:

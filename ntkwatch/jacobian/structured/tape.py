@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ntkwatch.jacobian.first_call import guarded
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, count_samples, fingerprint, take
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.structured.graph import Edge, Graph, Unstructured
-from ntkwatch.jacobian.write_guard import WriteGuard
 
 __all__ = ["Tape"]
 
@@ -62,7 +62,7 @@ class Tape:
         self.function = function
         # What a first look found harmless may still do harm later: a forward pass that is about to
         # write to the model's own weights is stopped.
-        with torch.enable_grad(), WriteGuard(function.borrowed()):
+        with torch.enable_grad(), guarded(function):
             outputs, self.leaves = function.trace(names, inputs, buffers)
             self.outputs = reduction.flatten(outputs)
         if len(self.outputs) != self.count:

@@ -22,13 +22,16 @@ def _convolution(use: Use) -> Outer | Rows | None:
     if use.slot != 1 or isinstance(owner, RaggedOwner) or owner.axis != 0:
         return None
     node, shape = use.node, shape_of(use.derived)
-    image: Tensor = node._saved_input  # type: ignore[attr-defined]
+    # The nodes of a library's own convolution say "self", and are never transposed.
+    image: Tensor = getattr(
+        node, "_saved_input" if hasattr(node, "_saved_input") else "_saved_self"
+    )
     kernel = shape[2:]
     stride, padding, dilation = (
         _each([int(x) for x in getattr(node, f"_saved_{name}")], len(kernel))
         for name in ("stride", "padding", "dilation")
     )
-    groups, transposed = int(node._saved_groups), bool(node._saved_transposed)  # type: ignore[attr-defined]
+    groups, transposed = int(node._saved_groups), bool(getattr(node, "_saved_transposed", False))  # type: ignore[attr-defined]
 
     def flat(part: Tensor) -> Tensor:
         """(n, q, channels, *space) -> (n, q, channels, positions)."""
