@@ -14,6 +14,7 @@ from torch import Tensor
 from ntkwatch.errors import CoverageError
 from ntkwatch.jacobian.agreement import why_not_vmap
 from ntkwatch.jacobian.blocks import contract
+from ntkwatch.jacobian.first_call import first_call
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_size
 from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.loop import BatchRows, LoopRows
@@ -85,6 +86,8 @@ def compute(
         plan = served.parts.plan
     if served.left_out:
         names = [name for name in ingredients.names if name in served.left_out]
+        # The other engines run the model unguarded, and it may write to its weights by now.
+        first_call(ingredients.make(ingredients.function.dtype), inputs)
         left, right = _rows(ingredients, inputs, columns, names, engine, budget)
         found = contract(
             left,

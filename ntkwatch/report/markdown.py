@@ -113,7 +113,7 @@ def _details(summary: Summary) -> list[str]:
     rows = [(escape(row.title), escape(row.value), escape(row.meaning)) for row in summary.details]
     return [
         "## Further numbers of the last observation",
-        _table(("number", "value", "read it as"), rows, "lll"),
+        table(("number", "value", "read it as"), rows, "lll"),
     ]
 
 

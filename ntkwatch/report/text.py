@@ -133,7 +133,7 @@ def _spark(values: Sequence[float | None], size: int = 5) -> str:
     )
 
 
-def _details(page: _Page, summary: Summary) -> None:
+def _details(page: Page, summary: Summary) -> None:
     if not summary.details:
         return
     page.section("Further numbers of the last observation")

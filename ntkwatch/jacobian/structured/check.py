@@ -21,7 +21,7 @@ from ntkwatch.jacobian.structured.kernel import structured_kernel
 from ntkwatch.jacobian.structured.passes import Pass
 from ntkwatch.kernel.gram import widest_float
 
-__all__ = ["check_against_autograd", "trust", "trusted"]
+__all__ = ["Disagrees", "check_against_autograd", "trust", "trusted"]
 
 # Allowed gaps as shares of what the form could be at most. A wrong rule is off by the order of 1;
 # models that compute partly in float32 inside float64 are why the first is not smaller.
@@ -30,6 +30,19 @@ _SEED = 0xC0
 _PIECE = 2**20
 
 _checked: WeakKeyDictionary[nn.Module, set[tuple[int, tuple[str, ...]]]] = WeakKeyDictionary()
+
+
+class Disagrees(Unstructured):
+    """The engine and plain autograd disagree.
+
+    Args:
+        gap: By what share.
+        message: In words.
+    """
+
+    def __init__(self, gap: float, message: str) -> None:
+        super().__init__(message)
+        self.gap = gap
 
 
 def trusted(side: Pass, model: nn.Module, names: Sequence[str]) -> bool:
@@ -51,7 +64,7 @@ def check_against_autograd(side: Pass, names: Sequence[str], budget: int) -> Non
         budget: Bytes that may be held.
 
     Raises:
-        Unstructured: If they disagree; it names the parameter and its operations.
+        Disagrees: If they do; it names the parameter and its operations.
     """
     outputs, kept = side.tape.outputs, side.count
     if not outputs.requires_grad:
@@ -77,9 +90,10 @@ def check_against_autograd(side: Pass, names: Sequence[str], budget: int) -> Non
                 if name in side.parameters
                 else "no operation that was found"
             )
-            raise Unstructured(
+            raise Disagrees(
+                float(gap),
                 f"its kernel of {name} (used by {operations}) differs from plain autograd by "
-                f"{float(gap):.1e} of its size"
+                f"{float(gap):.1e} of its size",
             )
 
 

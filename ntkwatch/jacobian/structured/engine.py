@@ -10,12 +10,15 @@ from ntkwatch.jacobian.forward import check_outputs_finite, first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs
 from ntkwatch.jacobian.outputs import Reduction
-from ntkwatch.jacobian.structured.check import check_against_autograd, trust, trusted
+from ntkwatch.jacobian.structured.check import Disagrees, check_against_autograd, trust, trusted
 from ntkwatch.jacobian.structured.graph import Unstructured
 from ntkwatch.jacobian.structured.kernel import Parts, structured_kernel
 from ntkwatch.jacobian.structured.passes import Pass, run_pass
 
 __all__ = ["Served", "serve"]
+
+# A larger gap in single precision is a mistake, whatever double precision says.
+_ROUNDING_AT_MOST = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +117,10 @@ def _check(
 ) -> None:
     try:
         check_against_autograd(side, names, budget)
-    except Unstructured:
-        device, wide = side.tape.outputs.device, side.tape.function.widest
-        if side.tape.outputs.dtype == wide:
+    except Disagrees as error:
+        device = side.tape.outputs.device
+        wide = widest_float(device)
+        if side.tape.outputs.dtype == wide or not error.gap < _ROUNDING_AT_MOST:
             raise
         # Perhaps it is rounding, in a parameter whose gradients nearly cancel: float64 tells.
         function = make(wide)
