@@ -79,7 +79,7 @@ def route_numbers(
         left_out["path_length"] = left_out["angular_velocity"]
         return {}
     try:
-        velocity = float(angular_velocity(kernel, before.kernel, elapsed=step - before.step))
+        velocity = float(angular_velocity(kernel, before.kernel, elapsed=float(step - before.step)))
     except (InputError, KernelMismatchError) as error:
         left_out["angular_velocity"] = str(error)
         return {}

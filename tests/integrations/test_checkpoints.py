@@ -23,7 +23,7 @@ from ntkwatch.integrations.checkpoint_files import find_checkpoints, read_checkp
 from ntkwatch.integrations.checkpoint_series import in_order
 from ntkwatch.integrations.checkpoint_weights import load_weights
 from ntkwatch.integrations.checkpoints import CheckpointReading, watch_checkpoints
-from ntkwatch.watch.records import to_plain
+from ntkwatch.watch.plain import to_plain
 
 MODEL = ["--model", "integrations.plain_training:Net"]
 DATA = ["--data", "integrations.plain_training:Data", "--probe-size", "32"]

@@ -14,6 +14,7 @@ from ntkwatch.jacobian.structured.check import Disagrees, check_against_autograd
 from ntkwatch.jacobian.structured.graph import Unstructured
 from ntkwatch.jacobian.structured.kernel import Parts, structured_kernel
 from ntkwatch.jacobian.structured.passes import Pass, run_pass
+from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["Served", "serve"]
 
