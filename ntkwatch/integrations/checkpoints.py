@@ -198,7 +198,8 @@ class _Run:
             return False
         observations = tuple(o for o in then if o.step in kept or o.step == start.step)
         warmup = self.files.read_anchor("warmup", device=self._device)
-        self.tracker.resume(History(then.run, observations), start, warmup)
+        last = self.files.read_kernel(observations[-1].step, device=self._device)
+        self.tracker.resume(History(then.run, observations), start, warmup, last_kernel=last)
         self.measured = kept
         self.files.rewrite(self.tracker.history)
         return True

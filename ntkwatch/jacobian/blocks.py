@@ -128,7 +128,7 @@ def mirrored(kernel: Tensor) -> Tensor:
 
 
 def gram_of_rows(
-    a: Float[Tensor, "n r p"], b: Float[Tensor, "m r p"], *, full: bool
+    a: Float[Tensor, "n r p"], b: Float[Tensor, "m s p"], *, full: bool
 ) -> Float[Tensor, "x y"]:
     """Return ``A B'`` over parameters (and, unless full, over outputs), added up in float64.
 
@@ -139,7 +139,7 @@ def gram_of_rows(
         full: Whether to keep output directions apart.
 
     Returns:
-        (n r, m r) if full, else (n, m).
+        (n r, m s) if full, else (n, m), for which r and s are the same.
     """
     flat_a, flat_b = (x.flatten(0, 1) if full else x.flatten(1) for x in (a, b))
     wide = widest_float(a.device)
