@@ -67,15 +67,13 @@ def serve(
         NtkwatchError: What the model's own code or the checks before it raise.
         OutOfMemoryError: As torch raises it; another engine would need more.
     """
-    # The rest is for what allocators keep between pieces and libraries take for themselves.
-    budget = budget * 3 // 4
     wanted = dict(layers)
     reasons: list[str] = []
     while wanted:
         sides: list[Pass] = []
         try:
             for samples in (inputs,) if other is None else (inputs, other):
-                side = run_pass(function, samples, reduction, list(wanted), buffers, budget // 2)
+                side = run_pass(function, samples, reduction, list(wanted), buffers, budget // 3)
                 sides.append(side)
                 check_outputs_finite(side.tape.outputs, function.model)
                 if not trusted(side, function.model, list(wanted)):

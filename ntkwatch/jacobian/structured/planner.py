@@ -62,7 +62,8 @@ class Planner:
         budget: int,
     ) -> None:
         self.left, self.right, self.rows = left, right, rows
-        self.full, self.budget = full and rows > 1, budget
+        # The rest is for what allocators keep between pieces and libraries take for themselves.
+        self.full, self.budget = full and rows > 1, max(1, budget * 2 // 3)
         self.itemsize = left.tape.outputs.element_size()
         self.samples = left.count + (0 if right is None else right.count)
         served = [
