@@ -48,7 +48,10 @@ class Use:
 _Decision = Literal["mixed", "dead"] | tuple[tuple[Edge, Owner], ...]
 _Known = dict[int, Literal["mixed"] | tuple[tuple[int, RegularOwner], ...]]
 
-_known: WeakKeyDictionary[nn.Module, dict[tuple[int, Hashable], _Known]] = WeakKeyDictionary()
+# With the scale of the cotangents, which is found on the way.
+_known: WeakKeyDictionary[nn.Module, dict[tuple[int, Hashable], tuple[_Known, float]]] = (
+    WeakKeyDictionary()
+)
 
 
 class TellsOwners(Protocol):
@@ -76,15 +79,15 @@ def find_uses(tape: Tape, model: nn.Module | None, tell: TellsOwners) -> dict[st
     """
     key = (tape.graph.signature(), tape.fingerprint)
     memory = {} if model is None else _known.setdefault(model, {})
-    decisions = _recall(tape.graph, memory.get(key, {}))
-    search = _Search(tape, decisions, tell)
-    uses = search.run()
     if key in memory:
-        return uses
+        known, tape.scale = memory[key]
+        return _Search(tape, _recall(tape.graph, known), tell).run()
+    search = _Search(tape, {}, tell)
+    uses = search.run()
     if not routes(tape.graph, search.suspects) and "dead" not in search.decisions.values():
         kept = _remember(tape.graph, search.decisions)
         if kept is not None:
-            memory[key] = kept
+            memory[key] = kept, tape.scale
     return uses
 
 

@@ -3,6 +3,8 @@
 The oracle is ``oracles.dense_ntk``.
 """
 
+import copy
+
 import pytest
 import torch
 from jacobian.cases.case import Net
@@ -146,3 +148,17 @@ def test_an_adapter_that_starts_at_zero_has_the_right_kernel_later():
         assert gap(kernel.matrix, dense_ntk(model, inputs)) < 1e-12
         with torch.no_grad():
             model.up.normal_()
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_very_small_and_large_outputs_are_scaled_at_later_looks_too(size):
+    """Remembered owners come with the scale that keeps single precision in its range."""
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(6, 4)
+
+    def scaled(m, inputs):
+        return m(inputs) * size
+
+    kernels = [empirical_ntk(model, x, forward=scaled, engine="structured") for _ in range(3)]
+    expected = dense_ntk(copy.deepcopy(model).double(), x.double()) * size**2
+    for kernel in kernels:
+        assert float((kernel.matrix - expected).norm() / expected.norm()) < 5e-6
