@@ -1,7 +1,7 @@
 """The experiment that verdicts are judged by, where its outcome is known.
 
-A network that is linear in its weights is its own twin, whatever the optimizer; and in the two-layer
-network the output scale decides (Chizat, Oyallon and Bach 2019).
+A network that is linear in its weights is its own twin, whatever the optimizer; and in the
+two-layer network the output scale decides (Chizat, Oyallon and Bach 2019).
 """
 
 import sys
