@@ -24,7 +24,7 @@ FORMS = {
             "verdict": "as in `verdict.json`, with its `label`",
             "run": "what all observations share: first line of `history.jsonl`",
             "observations": "one object each, as in `history.jsonl` ([keys](metrics.md))",
-            "gaps": "steps that could not be observed: `step`, `reason`",
+            "gaps": "steps without an observation: `step`, `reason`, `kind` (failed or diverged)",
             "missing": "numbers that were not measured: `numbers`, `reason`, `where`",
             "problems": "what was wrong with the history file",
             "cost": "`observations`, `seconds`, `slowest_seconds`",

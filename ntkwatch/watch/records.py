@@ -6,9 +6,11 @@ nothing of how its numbers were computed; ``left_out`` says why a number is miss
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-__all__ = ["SCHEMA", "Gap", "Observation", "Reading", "RunInfo"]
+__all__ = ["SCHEMA", "Gap", "GapKind", "Observation", "Reading", "RunInfo"]
+
+GapKind = Literal["failed", "diverged"]
 
 # The numbers of a reading that compare two kernels.
 _OF_KERNELS = (
@@ -230,10 +232,18 @@ class Gap:
     Attributes:
         step: Optimizer steps taken so far.
         reason: What stopped it, as the error said it.
+        kind: "failed": observing failed. "diverged": there was nothing left to observe, since
+            weights or outputs had become NaN or infinite; only the first such step is kept.
     """
 
     step: int
     reason: str
+    kind: GapKind = "failed"
+
+    @property
+    def words(self) -> str:
+        """What happened at this step."""
+        return f"the model diverged: {self.reason}" if self.kind == "diverged" else self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,12 @@ from ntkwatch.watch.validity import course_of
 
 __all__ = ["KernelTracker", "Metrics"]
 
+_QUARTER = 4  # of the memory budget, where it proves too much
+_LEAST_BUDGET = 2**20  # bytes, below which a budget saves nothing
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
+
+
+_NO_LOSS = "the training loss of the last batches is NaN or infinite"
 
 
 class KernelTracker:
@@ -130,6 +135,7 @@ class KernelTracker:
         self._seen: Seen | None = None
         self._resumed: dict[str, Any] | None = None
         self._modes_known = False
+        self._notes: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Anchor | None:
@@ -184,9 +190,11 @@ class KernelTracker:
             The observation, which is also added to ``history``.
 
         Raises:
-            NonFiniteError: If weights or outputs are NaN or infinite.
+            DivergedError: If weights or outputs are NaN or infinite.
+            NonFiniteError: If the kernel is.
         """
         began, step = time.perf_counter(), int(step)
+        lost = (_NO_LOSS,) if loss is not None and not math.isfinite(loss) else ()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         is_reference = self._start is None or step == self._start.step
         if not is_reference:
@@ -214,12 +222,22 @@ class KernelTracker:
             epoch=epoch,
             loss=loss,
             loss_start=self._note_loss(loss, is_reference=is_reference),
+            notes=(*observed.notes, *self._notes, *lost),
             seconds=time.perf_counter() - began,
         )
         self.history.add(observation)
         kernel = None if seen.now.kernel is None else seen.now.kernel.trace
         self._route.pass_by(Station(step, kernel, observation.path_length))
         return observation
+
+    def lower_memory_budget(self) -> int:
+        """Compute in smaller pieces from now on: a quarter of the budget. Returns it, in bytes."""
+        budget = max(_LEAST_BUDGET, self._wanted.budget // _QUARTER)
+        self._wanted = replace(self._wanted, budget=budget)
+        if self._settings is not None:
+            self._settings = replace(self._settings, budget=budget)
+        self._notes = (f"memory ran out, so the memory budget was lowered to {budget} bytes",)
+        return budget
 
     def note_start_loss(self, loss: float) -> None:
         """Say what the training loss was at the reference weights, where it is known only later."""

@@ -48,6 +48,8 @@ _NEXT = {
 
 _AFTER_GUARD = {
     "nothing": "Add NTKMonitor() to the Trainer's callbacks, or call KernelTracker.observe.",
+    "diverged": "Lower the learning rate, warm it up or clip gradients: max_stable_lr "
+    '(metrics="full") says what the kernel bears. The observations before it are kept.',
     "one observation": "Observe again after some training.",
     "last observation failed": "See the gap's reason; the observations before it are kept.",
     "reference is not the start": "Resume from a checkpoint that holds the monitor's state (where "
