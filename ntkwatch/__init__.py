@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ntkwatch.jacobian.sketch import sketch_kernel
     from ntkwatch.jacobian.sketched_drift import sketched_drift
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
+    from ntkwatch.watch.after_training import Counterfactual, counterfactual
     from ntkwatch.watch.forecast import Forecast, forecast
     from ntkwatch.watch.history import History, read_history
     from ntkwatch.watch.probe import ProbeBatch
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Counterfactual",
     "Forecast",
     "History",
     "Kernel",
@@ -39,6 +41,7 @@ __all__ = [
     "Observation",
     "ProbeBatch",
     "Verdict",
+    "counterfactual",
     "empirical_ntk",
     "forecast",
     "judge",
@@ -51,6 +54,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Counterfactual": "ntkwatch.watch.after_training",
     "Forecast": "ntkwatch.watch.forecast",
     "History": "ntkwatch.watch.history",
     "Kernel": "ntkwatch.jacobian.spec",
@@ -62,6 +66,7 @@ _HOMES = {
     "Observation": "ntkwatch.watch.records",
     "ProbeBatch": "ntkwatch.watch.probe",
     "Verdict": "ntkwatch.watch.verdict",
+    "counterfactual": "ntkwatch.watch.after_training",
     "empirical_ntk": "ntkwatch.jacobian.engine",
     "forecast": "ntkwatch.watch.forecast",
     "judge": "ntkwatch.watch.verdict",

@@ -17,7 +17,9 @@ from ntkwatch.watch.store import read_probe
 # Homes of the forward that a module has which defines none.
 _FORWARDLESS = ("torch.nn.modules.module", "pytorch_lightning.core.", "lightning.pytorch.core.")
 
-__all__ = ["first_loader", "inputs_for", "probe_from_trainer", "probe_given"]
+__all__ = ["first_loader", "held_out_given", "inputs_for", "probe_from_trainer", "probe_given"]
+
+_HELD_OUT = 2000  # validation items: accuracies are then told to a percent
 
 
 def probe_given(probe: Any, model: nn.Module) -> ProbeBatch:
@@ -39,6 +41,27 @@ def probe_given(probe: Any, model: nn.Module) -> ProbeBatch:
         return probe_given(found() if callable(found) else found, model)
     inputs, targets = split_batch(probe)
     return ProbeBatch(inputs_for(model, inputs), targets)
+
+
+def held_out_given(held_out: Any, trainer: Any, model: nn.Module) -> ProbeBatch:
+    """Return the held-out samples that a user named.
+
+    Args:
+        held_out: "val" for the validation dataset, or anything that names a probe.
+        trainer: Lightning trainer whose loaders are set up.
+        model: Its module.
+
+    Returns:
+        The samples: at most 2000 of a validation dataset.
+
+    Raises:
+        InputError: If there is no validation dataset to read items from.
+    """
+    if not isinstance(held_out, str) or held_out != "val":
+        return probe_given(held_out, model)
+    probe = probe_from_trainer(trainer, model, "val", _HELD_OUT)
+    assert probe is not None
+    return probe
 
 
 def probe_from_trainer(
@@ -75,9 +98,9 @@ def probe_from_trainer(
         return draw_probe(loader.dataset, size, collate=collate, seed=seed, origin=words)
     if where == "val":
         raise InputError(
-            "probe='val' asks for validation data, and this run has no validation DataLoader whose "
-            "dataset can be read item by item. Pass validation data to fit(), use probe='train', "
-            "or give a batch."
+            "'val' asks for validation data, and this run has no validation DataLoader whose "
+            "dataset can be read item by item. Pass validation data to fit(), give a batch, or, "
+            "for a probe, use 'train'."
         )
     return None
 

@@ -27,6 +27,13 @@ _SINCE = {
     "path_length",
     "path_length_ratio",
     "displacement_ratio",
+    "representer_gap",
+    "acc_net",
+    "acc_kernel_ref",
+    "acc_kernel_final",
+    "score_net",
+    "score_kernel_ref",
+    "score_kernel_final",
     "residual_modes",
     "gradient_flow_bound",
 }

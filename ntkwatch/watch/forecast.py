@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import InputError, KernelMismatchError
+from ntkwatch.errors import InputError
 from ntkwatch.jacobian.batchnorm import moving_batchnorms
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import jacobian_dtype
@@ -27,11 +27,11 @@ from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
 from ntkwatch.kernel.frozen import FrozenTraining, frozen_training
 from ntkwatch.kernel.layers import layer_angle_median, layer_angles
 from ntkwatch.kernel.regression import apply_kernel
-from ntkwatch.kernel.triple import class_code
 from ntkwatch.watch.apart import apart
 from ntkwatch.watch.bands import Bands, Strength
 from ntkwatch.watch.label import label_reading
 from ntkwatch.watch.records import Reading
+from ntkwatch.watch.target_values import as_values
 
 __all__ = ["Forecast", "ForecastPoint", "forecast"]
 
@@ -171,7 +171,7 @@ def forecast(
         problem.check_samples_independent()
         start = problem.kernel(engine=engine, budget=budget)
         outputs = _outputs(problem).to(start.matrix)
-        residual = outputs - _as_values(targets, outputs)
+        residual = outputs - as_values(targets, outputs)
         training = frozen_training(start.matrix, residual, precision=problem.function.dtype)
         points, left_out = [], {}
         for ratio in ratios:
@@ -212,28 +212,6 @@ def _outputs(problem: Problem) -> Tensor:
     with torch.no_grad():
         values = problem.function({}, problem.inputs, problem.buffers)
     return problem.reduction.flatten(values)
-
-
-def _as_values(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Targets as one row of values per sample."""
-    classes = outputs.shape[1]
-    if not targets.is_floating_point():
-        if targets.shape != outputs.shape[:1]:
-            raise InputError(
-                f"the targets are whole numbers of shape {tuple(targets.shape)} for "
-                f"{len(outputs)} samples, so they are no class labels. Give one label per sample, "
-                "or values as floating numbers."
-            )
-        if classes == 1 and bool(((targets == 0) | (targets == 1)).all()):
-            return (2 * targets[:, None] - 1).to(outputs)
-        return class_code(targets.to(outputs.device), classes=classes).to(outputs)
-    if targets.shape[:1] != outputs.shape[:1] or targets.numel() != outputs.numel():
-        raise KernelMismatchError(
-            f"the targets are of shape {tuple(targets.shape)} and the outputs, one row per sample, "
-            f"{tuple(outputs.shape)}, so there is no residual. Give a value for each output, or "
-            "class labels as whole numbers."
-        )
-    return targets.reshape(outputs.shape).to(outputs)
 
 
 def _moved(problem: Problem, training: FrozenTraining, time: Tensor, budget: int) -> Problem:

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from ntkwatch.watch.counterfactual import held_out_numbers
 from ntkwatch.watch.describe import notes_on
 from ntkwatch.watch.look import Seen
 from ntkwatch.watch.rates import rate_numbers
@@ -83,4 +84,5 @@ def _other_numbers(
             displacement=seen.reading.displacement,
             left_out=left_out,
         )
+        values |= held_out_numbers(seen.now, seen.start, course, left_out)
     return values, left_out

@@ -148,6 +148,18 @@ class Observation(Reading):
         displacement_ratio: Displacement over the shortest move that frozen features need for the
             same outputs, on the whole training set.
         displacement_ratio_ridge: Ridge of that shortest move, as a share of the mean eigenvalue.
+        representer_gap: Share of the change of outputs on the held-out samples that a model with
+            frozen features could not have learned from the training set, in [0, inf).
+        acc_net: Accuracy of the network on the held-out samples.
+        acc_kernel_ref: Of regression on the training set with the kernel at the start.
+        acc_kernel_final: Of regression with the kernel now.
+        score_net: Where targets are values, ``R^2`` in place of the accuracy, in (-inf, 1].
+        score_kernel_ref: Likewise.
+        score_kernel_final: Likewise.
+        held_out: Of these: samples ("n_train", "n_test"), the "ridge" as a share of the mean
+            eigenvalue (chosen by leaving out training samples one by one), the standard error of
+            the gain of the network over the kernel at the start ("gain_se", over test samples), and
+            binomial ones of accuracies ("net_se", "kernel_ref_se", "kernel_final_se").
         residual_modes: ``|v_k' (f - y)|`` on the leading eigenvectors of the kernel at the start.
         predicted_modes: What a frozen kernel would have left of them by now.
         mode_prediction_error: ``|c - c_predicted| / |c_predicted|`` over all modes.
@@ -189,6 +201,14 @@ class Observation(Reading):
     edge_of_stability: float | None = None
     displacement_ratio: float | None = None
     displacement_ratio_ridge: float | None = None
+    representer_gap: float | None = None
+    acc_net: float | None = None
+    acc_kernel_ref: float | None = None
+    acc_kernel_final: float | None = None
+    score_net: float | None = None
+    score_kernel_ref: float | None = None
+    score_kernel_final: float | None = None
+    held_out: dict[str, float] = field(default_factory=dict)
     residual_modes: tuple[float, ...] = ()
     predicted_modes: tuple[float, ...] = ()
     mode_prediction_error: float | None = None
