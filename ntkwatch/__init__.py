@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ntkwatch.integrations.lightning import NTKMonitor
     from ntkwatch.jacobian.cost import plan
     from ntkwatch.jacobian.engine import empirical_ntk
+    from ntkwatch.jacobian.infinite_width import infinite_width_gap
     from ntkwatch.jacobian.matrix_free import top_eigenvalues
     from ntkwatch.jacobian.plan import KernelPlan
     from ntkwatch.jacobian.sketch import sketch_kernel
@@ -44,6 +45,7 @@ __all__ = [
     "counterfactual",
     "empirical_ntk",
     "forecast",
+    "infinite_width_gap",
     "judge",
     "plan",
     "read_history",
@@ -69,6 +71,7 @@ _HOMES = {
     "counterfactual": "ntkwatch.watch.after_training",
     "empirical_ntk": "ntkwatch.jacobian.engine",
     "forecast": "ntkwatch.watch.forecast",
+    "infinite_width_gap": "ntkwatch.jacobian.infinite_width",
     "judge": "ntkwatch.watch.verdict",
     "plan": "ntkwatch.jacobian.cost",
     "read_history": "ntkwatch.watch.history",
