@@ -216,7 +216,10 @@ def _activation(part: nn.Module) -> tuple[Activation, float] | None:
 
 
 def _variances(
-    given: Variances, linears: Sequence[nn.Linear], kind: str, default: float | Sequence[float]
+    given: str | float | Sequence[float],
+    linears: Sequence[nn.Linear],
+    kind: str,
+    default: float | Sequence[float],
 ) -> list[float]:
     """The variance of each layer, by the convention that was named."""
     if given == "torch":
