@@ -106,6 +106,24 @@ _DETAILS = (
         "1 for a steady rotation, far above for wandering; it depends on the schedule.",
     ),
     (
+        "displacement_path_ratio",
+        "path of the weights over displacement",
+        _FLOAT,
+        "1 for a straight way; noise of small batches makes it large. It depends on the schedule.",
+    ),
+    (
+        "full_kernel_change",
+        "change of the kernel between outputs",
+        _FLOAT,
+        "Far above that of the trace where the kernel turned class by class.",
+    ),
+    (
+        "full_kernel_angle",
+        "angle of the kernel between outputs (rad)",
+        _FLOAT,
+        "Likewise, direction only.",
+    ),
+    (
         "max_stable_lr",
         "largest stable learning rate",
         _FLOAT,

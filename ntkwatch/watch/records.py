@@ -175,6 +175,11 @@ class Observation(Reading):
         angular_velocity: Angle to the kernel of the observation before, radians per optimizer step.
         path_length: Sum of the angles from observation to observation since the start, radians.
         path_length_ratio: That over the angle to the start, at least 1.
+        displacement_path: Sum of the displacements from observation to observation since the start.
+        displacement_path_ratio: That over the displacement, at least 1 as far as observed.
+        full_kernel_change: Relative change since the start of the kernel between outputs, of which
+            the other numbers see the trace.
+        full_kernel_angle: Its angle, radians.
         training: Optimizer, learning rate and loss at this step, as far as they are known.
         noise_floor: Per key, what the number reads when nothing changed but the arithmetic's
             order; "output" is the root mean square change of the outputs.
@@ -224,6 +229,10 @@ class Observation(Reading):
     angular_velocity: float | None = None
     path_length: float | None = None
     path_length_ratio: float | None = None
+    displacement_path: float | None = None
+    displacement_path_ratio: float | None = None
+    full_kernel_change: float | None = None
+    full_kernel_angle: float | None = None
     training: dict[str, str | float | bool] = field(default_factory=dict)
     noise_floor: dict[str, float] = field(default_factory=dict)
     since_warmup: Reading | None = None

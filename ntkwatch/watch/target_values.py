@@ -49,7 +49,7 @@ def as_values(targets: Tensor, outputs: Tensor) -> Tensor:
             )
         if outputs.shape[1] == 1 and bool(((targets == 0) | (targets == 1)).all()):
             return (2 * targets[:, None].int() - 1).to(outputs)
-        return class_code(targets.to(outputs.device), classes=outputs.shape[1]).to(outputs)
+        return class_code(targets.long().to(outputs.device), classes=outputs.shape[1]).to(outputs)
     if targets.shape[:1] != outputs.shape[:1] or targets.numel() != outputs.numel():
         raise KernelMismatchError(
             f"the targets are of shape {tuple(targets.shape)} and the outputs, one row per sample, "

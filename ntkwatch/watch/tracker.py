@@ -29,7 +29,7 @@ from ntkwatch.watch.measure import Metrics, Settings, WatchEngine
 from ntkwatch.watch.numbers import observation_of
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
-from ntkwatch.watch.route import Route, Station
+from ntkwatch.watch.route import Route, Station, station_of
 from ntkwatch.watch.settle import Wanted, check_same_settings, settle
 from ntkwatch.watch.training import Training
 from ntkwatch.watch.validity import course_of
@@ -234,8 +234,7 @@ class KernelTracker:
             seconds=time.perf_counter() - began,
         )
         self.history.add(observation)
-        kernel = None if seen.now.kernel is None else seen.now.kernel.trace
-        self._route.pass_by(Station(step, kernel, observation.path_length))
+        self._route.pass_by(station_of(seen, observation))
         return observation
 
     def note_start_loss(self, loss: float) -> None:
