@@ -12,7 +12,7 @@ from ntkwatch.watch.records import Observation
 __all__ = ["TITLES", "DetailRow", "detail_rows"]
 
 _FLOAT, _RIDGES, _OVERLAP, _MODES = "float", "ridges", "overlap", "modes"
-_SCORE = "score"
+_SCORE, _BOUNDS = "score", "bounds"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +130,12 @@ _DETAILS = (
         "For this loss and optimizer, on the present kernel.",
     ),
     (
+        "max_stable_lr_bounds",
+        "largest stable learning rate, between",
+        _BOUNDS,
+        "As far as the trace kernel tells.",
+    ),
+    (
         "edge_of_stability",
         "learning rate over that",
         _FLOAT,
@@ -233,6 +239,10 @@ def _with_error(last: Observation, key: str) -> str:
     return f"{number(value)} ± {number(error, digits=2)}"
 
 
+def _between(last: Observation, key: str) -> str:
+    return " and ".join(number(end) for end in getattr(last, key))
+
+
 def _by_ridge(last: Observation, key: str) -> str:
     ratios = getattr(last, key)
     return ", ".join(f"{number(ratio)} (ridge {ridge})" for ridge, ratio in ratios.items())
@@ -259,4 +269,5 @@ _SHOWN: dict[str, Callable[[Observation, str], str]] = {
     _OVERLAP: _overlaps,
     _MODES: _modes,
     _SCORE: _with_error,
+    _BOUNDS: _between,
 }

@@ -151,6 +151,7 @@ class Observation(Reading):
             norm that the targets have in the kernel's function space.
         max_stable_lr: Learning rate at which descent on the present kernel begins to diverge, for
             the loss and the optimizer in use.
+        max_stable_lr_bounds: Between which rates it lies, where only the trace kernel is at hand.
         edge_of_stability: Learning rate in use over that; 1 is the edge of stability.
         displacement_ratio: Displacement over the shortest move that frozen features need for the
             same outputs, on the whole training set.
@@ -210,6 +211,7 @@ class Observation(Reading):
     layer_target_alignment_z: dict[str, float | None] = field(default_factory=dict)
     rkhs_norm: dict[str, float] = field(default_factory=dict)
     max_stable_lr: float | None = None
+    max_stable_lr_bounds: tuple[float, ...] = ()
     edge_of_stability: float | None = None
     displacement_ratio: float | None = None
     displacement_ratio_ridge: float | None = None
