@@ -3,13 +3,11 @@
 It decides when, and hands over; what is done then is the same as under Lightning.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 
 from ntkwatch.errors import MissingExtraError
 from ntkwatch.integrations.arguments import (
@@ -25,7 +23,6 @@ from ntkwatch.integrations.huggingface_facts import (
     check_whole,
     ends_with_other_weights,
     in_training_modes,
-    in_weights_precision,
     place_of,
     training_facts,
     whole_model,
@@ -191,7 +188,7 @@ class NTKTrainerCallback(TrainerCallback):
         )
         trainer, loader, optimizer = self._trainer, parts["train_dataloader"], parts["optimizer"]
         probe, size = self.probe, self.probe_size
-        with _safely(self._run, state, model):
+        with self._run.harmless(state.global_step):
             self._run.begin(
                 model,
                 step=state.global_step,
@@ -207,7 +204,7 @@ class NTKTrainerCallback(TrainerCallback):
         run, model = self._watching, whole_model(parts["model"])
         if run is None or run.has_reference or self._passing is not None:
             return
-        with _safely(run, state, model), in_training_modes(model):
+        with run.harmless(state.global_step), in_training_modes(model):
             if run.has_probe:
                 run.take_reference(model, None, **place_of(state))
             else:
@@ -218,7 +215,7 @@ class NTKTrainerCallback(TrainerCallback):
         run, model = self._watching, whole_model(parts["model"])
         if run is None or self._passing is None:
             return
-        with _safely(run, state, model):
+        with run.harmless(state.global_step):
             for batch in self._passing.taken():
                 if not run.has_reference:
                     run.take_reference(model, batch, **place_of(state))
@@ -226,15 +223,13 @@ class NTKTrainerCallback(TrainerCallback):
             self._passing.stop()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Observe if the schedule says so and the budget allows it, or if this was the last."""
+        """Observe if the schedule says so and the budget allows it."""
         run, model = self._watching, whole_model(parts["model"])
         if run is None:
             return
-        with _safely(run, state, model):
+        with run.harmless(state.global_step):
             run.note_loss(self._loss.of_step(self._trainer))
-            # Here and not at the end, where the Trainer may have put the best weights back.
-            last = control.should_training_stop or state.global_step >= state.max_steps
-            (run.observe_last if last else run.observe_if_due)(model, **place_of(state))
+            run.observe_if_due(model, **place_of(state))
         if control.should_save:
             self._leave_word(state)
 
@@ -250,22 +245,23 @@ class NTKTrainerCallback(TrainerCallback):
         self._leave_word(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Make do with the rows of one epoch, and observe if training stops between two steps."""
+        """Make do with the rows of one epoch, and observe the last step if training stops here."""
         run, model = self._watching, whole_model(parts["model"])
         if run is None:
             return
-        with _safely(run, state, model):
+        with run.harmless(state.global_step):
             run.take_gathered_reference(model)
+            # Now and not at the end, where the Trainer may have put the best weights back.
             if control.should_training_stop:
                 run.observe_last(model, **place_of(state))
         if control.should_save:
             self._leave_word(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Observe the last step, write the verdict and the report, and say where they are."""
+        """Observe the last step unless that is done, write the verdict and the report."""
         run, model = self._watching, whole_model(parts["model"])
         if run is not None and not ends_with_other_weights(args, state):
-            with _safely(run, state, model):
+            with run.harmless(state.global_step):
                 run.observe_last(model, **place_of(state))
         if self._run is not None:
             with self._run.harmless(state.global_step):
@@ -296,13 +292,6 @@ class NTKTrainerCallback(TrainerCallback):
         """
         if self._run is not None and self._run.has_reference:
             state.stateful_callbacks[self._key] = self._run.state()
-
-
-@contextmanager
-def _safely(run: WatchedRun, state: Any, model: nn.Module) -> Iterator[None]:
-    """Keep failures from the training, and the training's autocast from the measurement."""
-    with run.harmless(state.global_step), in_weights_precision(model):
-        yield
 
 
 def _tell(message: str) -> None:

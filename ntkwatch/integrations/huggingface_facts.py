@@ -18,7 +18,6 @@ __all__ = [
     "check_whole",
     "ends_with_other_weights",
     "in_training_modes",
-    "in_weights_precision",
     "place_of",
     "training_facts",
     "whole_model",
@@ -142,28 +141,6 @@ def in_training_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
-
-
-@contextmanager
-def in_weights_precision(model: nn.Module) -> Iterator[None]:
-    """Call the model without the autocast that accelerate puts around its ``forward``.
-
-    Args:
-        model: Its model.
-
-    Yields:
-        Nothing.
-    """
-    own = vars(model)
-    wrapped, original = own.get("forward"), own.get("_original_forward")
-    if wrapped is None or original is None:
-        yield
-        return
-    object.__setattr__(model, "forward", original)
-    try:
-        yield
-    finally:
-        object.__setattr__(model, "forward", wrapped)
 
 
 class StepLoss:

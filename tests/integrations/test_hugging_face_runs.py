@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from ntkwatch import NTKTrainerCallback, read_history
 from ntkwatch.errors import InputError, MissingExtraError
 from ntkwatch.integrations import huggingface
-from ntkwatch.integrations.huggingface_facts import check_whole, whole_model
+from ntkwatch.integrations.huggingface_facts import check_whole, in_training_modes, whole_model
 from ntkwatch.integrations.huggingface_probe import PassingBatches
 from ntkwatch.watch.store import read_probe
 
@@ -109,7 +109,7 @@ def test_under_autocast_the_kernel_has_the_precision_of_the_weights(tmp_path):
     expected = dense_ntk(twin.eval(), probe.inputs, lambda model, x: model(**x).logits)
     trace = float(torch.einsum("nncc->", expected))
     assert watch.history[-1].trace == pytest.approx(trace, rel=1e-4)
-    assert "_original_forward" in vars(done.model)  # accelerate's own wrapping is still there
+    assert "_original_forward" in vars(done.model), "accelerate was to wrap the forward"
 
 
 # After a pause. -----------------------------------------------------------------------------------
@@ -231,6 +231,13 @@ def test_sharded_parameters_are_refused(flag):
 def test_a_model_is_taken_out_of_its_wrapper():
     model = nn.Linear(2, 2)
     assert whole_model(nn.DataParallel(nn.DataParallel(model))) is model
+
+
+def test_training_modes_are_shown_for_the_reference_only():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
+    with in_training_modes(model):
+        assert all(part.training for part in model.modules())
+    assert not any(part.training for part in model.modules())
 
 
 def test_without_transformers_it_says_what_to_install(monkeypatch):
