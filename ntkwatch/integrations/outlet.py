@@ -1,6 +1,5 @@
-"""Where a watched run's numbers go: its loggers, TensorBoard, its folder."""
+"""Where a watched run's numbers go: its loggers, their dashboards, its folder."""
 
-import logging
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,27 +7,16 @@ from typing import Any
 
 import torch
 
-from ntkwatch.integrations.tensorboard import (
-    is_writer,
-    log_kernel_picture,
-    log_layout,
-    log_spectrum,
-    log_verdict,
-    scalars_of,
-)
-from ntkwatch.kernel.spectrum import eigenvalues
+from ntkwatch.integrations.actions import do_all
+from ntkwatch.integrations.dashboard import Dashboard
+from ntkwatch.integrations.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
-from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.verdict import Verdict
 
 __all__ = ["Outlet", "OutletSettings"]
-
-_log = logging.getLogger("ntkwatch")
-
-_PICTURES = 10  # TensorBoard keeps ten images of a tag; more would drop some at random
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +51,9 @@ class Outlet:
         settings: OutletSettings,
     ) -> None:
         self._loggers, self._metrics, self._settings = loggers, metrics, settings
-        self._writers: list[Any] | None = None
-        self._shown: Strength | None = None
-        self._pictures = 0
-
-    @property
-    def writers(self) -> list[Any]:
-        """The loggers' summary writers; asking for one makes its files, so it is done late."""
-        if self._writers is None:
-            found = [_experiment(logger) for logger in self._loggers]
-            self._writers = [writer for writer in found if is_writer(writer)]
-        return self._writers
+        self._dashboard = Dashboard(
+            loggers, metrics, name=settings.name, custom_scalars=settings.custom_scalars
+        )
 
     def begin(self, tracker: KernelTracker, files: RunFiles) -> None:
         """Write what is fixed from the reference on: run, probe, reference, chart layout."""
@@ -93,9 +73,7 @@ class Outlet:
 
     def lay_out(self) -> None:
         """Write TensorBoard's Custom Scalars page."""
-        if self._settings.custom_scalars:
-            for writer in self.writers:
-                log_layout(writer, self._settings.name)
+        self._dashboard.lay_out()
 
     def observed(
         self,
@@ -118,11 +96,8 @@ class Outlet:
             last: Whether training is over.
         """
         x = observation.step if observation.logged_step is None else observation.logged_step
-        scalars = {
-            f"{self._settings.name}/{tag}": value
-            for tag, value in scalars_of(observation, verdict, share=share).items()
-        }
-        news, self._shown = last or verdict.strength != self._shown, verdict.strength
+        values = scalars_of(observation, verdict, share=share)
+        scalars = {f"{self._settings.name}/{tag}": value for tag, value in values.items()}
         actions: list[Callable[[], object]] = [lambda: files.append(observation)]
         if self._settings.save_kernels and tracker.kernel is not None:
             kernel = tracker.kernel.trace
@@ -131,51 +106,16 @@ class Outlet:
         # So that EarlyStopping and ModelCheckpoint can monitor our tags.
         monitored = {tag: torch.tensor(value) for tag, value in scalars.items()}
         actions.append(lambda: self._metrics.update(monitored))
-        actions.append(lambda: self._show(tracker, verdict, x, news=news))
-        _do_all(actions)
-
-    def _show(self, tracker: KernelTracker, verdict: Verdict, x: int, *, news: bool) -> None:
-        name = self._settings.name
-        kernel = None if tracker.kernel is None else tracker.kernel.trace
-        reference = None if tracker.last_reference is None else tracker.last_reference.kernel
-        probe = tracker.last_probe
-        classes = probe.targets if probe.has_classes else None
-        for writer in self.writers:
-            if news:
-                log_verdict(writer, f"{name}/verdict", verdict, step=x)
-            if kernel is None or reference is None:
-                continue
-            log_spectrum(writer, f"{name}/log10_eigenvalues", eigenvalues(kernel), step=x)
-            if news and self._pictures < _PICTURES:
-                order = None if classes is None else classes.tolist()
-                log_kernel_picture(
-                    writer, f"{name}/kernel", kernel, reference, step=x, classes=order
-                )
-        self._pictures += news
+        actions += self._dashboard.show(tracker, observation, verdict, values, x=x, last=last)
+        do_all(actions)
 
     def finish(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
-        """Write the verdict and the report."""
-        files.write_json("verdict.json", verdict.to_plain())
+        """Write the verdict and the report, and show the last observation if nobody did."""
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
-        files.write_text("report.html", render_html(tracker.history, verdict, title=title))
-
-
-def _do_all(actions: Sequence[Callable[[], object]]) -> None:
-    """Do all that can be done, then raise the first failure: one sink must not stop others."""
-    failures: list[Exception] = []
-    for action in actions:
-        try:
-            action()
-        except Exception as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
-
-
-def _experiment(logger: Any) -> Any:
-    """What a logger writes with; some reach for a server at this moment, and may fail to."""
-    try:
-        return getattr(logger, "experiment", None)
-    except Exception as error:  # whatever it is, its scalars may still arrive
-        _log.debug("%s has no experiment: %s", type(logger).__name__, error)
-        return None
+        actions: list[Callable[[], object]] = [
+            lambda: files.write_json("verdict.json", verdict.to_plain()),
+            lambda: files.write_text(
+                "report.html", render_html(tracker.history, verdict, title=title)
+            ),
+        ]
+        do_all([*actions, *self._dashboard.finish(tracker, verdict)])
