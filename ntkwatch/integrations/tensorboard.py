@@ -128,7 +128,7 @@ def layout_of(
         groups[group] = found
     if losses:
         groups[_REGIME]["every loss that this run logs"] = ["Multiline", ["(?i).*loss"]]
-    bands = _margin_charts(name, margins, _BAND, "shaded: neither lazy nor features")
+    bands = _margin_charts(name, margins, _BAND, "shaded: transitional")
     groups[_REGIME] |= bands
     groups[_DRIFT] |= _margin_charts(name, margins, _INTERVAL, "95 % interval")
     return {f"{name}: {group}": charts for group, charts in groups.items() if charts}
