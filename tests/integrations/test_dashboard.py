@@ -86,6 +86,11 @@ def test_pictures_are_few_and_those_chosen_stay_chosen(total, every_n):
         assert pictured(steps[:count]) == [step for step in chosen if step <= steps[count - 1]]
 
 
+def test_a_run_of_a_thousand_million_steps_has_no_more_pictures():
+    assert pictured([0, *(2 * 4**place for place in range(15))])[-2:] == [8192, 32768]
+    assert len(pictured([0, *(2 * 4**place for place in range(15))])) == 9
+
+
 def test_the_first_and_the_last_observation_are_among_the_pictures(tmp_path):
     events = _shown(tmp_path, feature_observations())
     steps = [o.step for o in feature_observations()]
