@@ -127,7 +127,7 @@ class Dashboard:
         turned = self._note_turn(history, observation, verdict)
         actions: Actions = [lambda: self._chart(history, observation, verdict, tags, x)]
         if turned or last:
-            actions.append(lambda: self._tell(verdict, x))
+            actions.append(lambda: self.tell(verdict, x))
         if self._writers and tracker.kernel is not None:
             actions.append(lambda: self._spread(tracker, x))
         if last or observation.step in pictured([o.step for o in history]):
@@ -150,7 +150,7 @@ class Dashboard:
         if tracker.kernel is None or final.step == self._pictured_at:
             return []
         x = final.step if final.logged_step is None else final.logged_step
-        return [lambda: self._tell(verdict, x), *self._pictures(tracker, verdict, x)]
+        return [lambda: self.tell(verdict, x), *self._pictures(tracker, verdict, x)]
 
     # Charts. --------------------------------------------------------------------------------------
 
@@ -203,7 +203,8 @@ class Dashboard:
         self._turns.append(Turn.at(observation, verdict))
         return True
 
-    def _tell(self, verdict: Verdict, x: int) -> None:
+    def tell(self, verdict: Verdict, x: int) -> None:
+        """Show a verdict with its past."""
         text = verdict_text(verdict, self._turns or [])
         do_all([partial(d.text, f"{self._name}/verdict", text, x) for d in self.displays])
 

@@ -1,8 +1,8 @@
 """Where a watched run's numbers go: its loggers, their dashboards, its folder."""
 
 from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +11,21 @@ from ntkwatch.integrations.actions import do_all
 from ntkwatch.integrations.dashboard import Dashboard
 from ntkwatch.integrations.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.verdict import Verdict
 
-__all__ = ["Outlet", "OutletSettings"]
+__all__ = ["FOLDER", "Outlet", "OutletSettings", "Trying"]
+
+# Given what is written and where, keeps a failure to write it away from what is written next.
+Trying = Callable[[str, str], AbstractContextManager[None]]
+FOLDER, _PAGES = "the run's folder", "the TensorBoard logger"
+
+
+def as_it_comes(what: str, sink: str) -> AbstractContextManager[None]:
+    """Let a failure to write through: there is no training to keep it away from."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +63,37 @@ class Outlet:
         self._dashboard = Dashboard(
             loggers, metrics, name=settings.name, custom_scalars=settings.custom_scalars
         )
+        self._behind = False
 
-    def begin(self, tracker: KernelTracker, files: RunFiles) -> None:
+    def begin(self, tracker: KernelTracker, files: RunFiles, trying: Trying = as_it_comes) -> None:
         """Write what is fixed from the reference on: run, probe, reference, chart layout."""
         assert tracker.reference is not None
-        files.write_probe(tracker.probe)
-        files.write_anchor(tracker.reference)
-        files.append(tracker.history.run)
-        self.lay_out()
+        with trying("the reference", FOLDER):
+            self._behind = True
+            files.write_probe(tracker.probe)
+            files.write_anchor(tracker.reference)
+            files.append(tracker.history.run)
+            self._behind = False
+        self.lay_out(trying)
+
+    def append(self, record: Observation | Gap, tracker: KernelTracker, files: RunFiles) -> None:
+        """Write one record to the history, and all that could not be written before.
+
+        Args:
+            record: The newest, which the tracker's history holds already.
+            tracker: That observed.
+            files: The run's folder.
+        """
+        assert tracker.reference is not None
+        if self._behind:
+            if not files.can_go_on:
+                files.write_probe(tracker.probe)
+                files.write_anchor(tracker.reference)
+            files.rewrite(tracker.history)
+        else:
+            self._behind = True
+            files.append(record)
+        self._behind = False
 
     def begin_again(self, tracker: KernelTracker, files: RunFiles) -> None:
         """Write the reference anew, which the tracker had to take again, and all that follows."""
@@ -71,9 +103,10 @@ class Outlet:
         if self._settings.save_kernels and tracker.reference.kernel is not None:
             files.write_kernel(tracker.reference.step, tracker.reference.kernel)
 
-    def lay_out(self) -> None:
+    def lay_out(self, trying: Trying = as_it_comes) -> None:
         """Write TensorBoard's Custom Scalars page."""
-        self._dashboard.lay_out()
+        with trying("the chart layout", _PAGES):
+            self._dashboard.lay_out()
 
     def observed(
         self,
@@ -81,6 +114,7 @@ class Outlet:
         observation: Observation,
         verdict: Verdict,
         files: RunFiles,
+        trying: Trying = as_it_comes,
         *,
         share: float,
         last: bool = False,
@@ -92,30 +126,53 @@ class Outlet:
             observation: What it saw.
             verdict: As of it.
             files: The run's folder.
+            trying: Keeps a failure of one sink away from the others.
             share: Share of wall time spent on observing.
             last: Whether training is over.
         """
         x = observation.step if observation.logged_step is None else observation.logged_step
         values = scalars_of(observation, verdict, share=share)
         scalars = {f"{self._settings.name}/{tag}": value for tag, value in values.items()}
-        actions: list[Callable[[], object]] = [lambda: files.append(observation)]
-        if self._settings.save_kernels and tracker.kernel is not None:
-            kernel = tracker.kernel.trace
-            actions.append(lambda: files.write_kernel(observation.step, kernel))
-        actions += [partial(logger.log_metrics, scalars, step=x) for logger in self._loggers]
+        what = f"what it saw at step {observation.step}"
+        with trying(what, FOLDER):
+            self.append(observation, tracker, files)
+            if self._settings.save_kernels and tracker.kernel is not None:
+                files.write_kernel(observation.step, tracker.kernel.trace)
+        for logger in self._loggers:
+            with trying(what, f"the logger {type(logger).__name__}"):
+                logger.log_metrics(scalars, step=x)
         # So that EarlyStopping and ModelCheckpoint can monitor our tags.
-        monitored = {tag: torch.tensor(value) for tag, value in scalars.items()}
-        actions.append(lambda: self._metrics.update(monitored))
-        actions += self._dashboard.show(tracker, observation, verdict, values, x=x, last=last)
-        do_all(actions)
+        self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+        with trying(what, _PAGES):
+            do_all(self._dashboard.show(tracker, observation, verdict, values, x=x, last=last))
 
-    def finish(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
-        """Write the verdict and the report, and show the last observation if nobody did."""
+    def show_verdict(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
+        """Write a verdict that no observation brought about to TensorBoard.
+
+        Args:
+            verdict: The verdict.
+            x: x axis.
+            trying: Keeps a failure away from the training.
+        """
+        with trying("the verdict", _PAGES):
+            self._dashboard.tell(verdict, x)
+
+    def finish(
+        self,
+        tracker: KernelTracker,
+        verdict: Verdict,
+        files: RunFiles,
+        trying: Trying = as_it_comes,
+    ) -> None:
+        """Write the verdict and the report."""
+        with trying("the verdict and the report", FOLDER):
+            if self._behind:
+                self.append(tracker.history[-1], tracker, files)
+            self._write_report(tracker, verdict, files)
+        with trying("the last pictures", _PAGES):
+            do_all(self._dashboard.finish(tracker, verdict))
+
+    def _write_report(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
+        files.write_json("verdict.json", verdict.to_plain())
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
-        actions: list[Callable[[], object]] = [
-            lambda: files.write_json("verdict.json", verdict.to_plain()),
-            lambda: files.write_text(
-                "report.html", render_html(tracker.history, verdict, title=title)
-            ),
-        ]
-        do_all([*actions, *self._dashboard.finish(tracker, verdict)])
+        files.write_text("report.html", render_html(tracker.history, verdict, title=title))
