@@ -14,7 +14,7 @@ from torch.nn import functional
 from ntkwatch import KernelTracker, ProbeBatch
 from ntkwatch.watch.history import History
 
-__all__ = ["CharGPT", "characters", "drawn", "last_logits", "read"]
+__all__ = ["CharGPT", "characters", "drawn", "last_logits", "letters", "read"]
 
 CONTEXT, WIDTH, HEADS, LAYERS, BATCH, PROBE = 24, 48, 3, 2, 48, 48
 _TEXT = Path(__file__).parents[2] / "LICENSE"
@@ -48,17 +48,23 @@ class CharGPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embed.weight, std=0.02)
 
+    def hidden(self, tokens: Tensor) -> Tensor:
+        return self.norm(self.blocks(self.embed(tokens) + self.place))
+
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.blocks(self.embed(tokens) + self.place)
-        return functional.linear(self.norm(x), self.embed.weight)
+        return functional.linear(self.hidden(tokens), self.embed.weight)
+
+
+def letters() -> list[str]:
+    """Return the characters of the licence in the order of their numbers."""
+    return sorted(set(_TEXT.read_text().replace("\n", " ")))
 
 
 def characters() -> tuple[Tensor, int]:
     """Return the licence as numbers of its characters, and how many there are."""
     text = " ".join(_TEXT.read_text().split())
-    letters = sorted(set(text))
-    number = {letter: i for i, letter in enumerate(letters)}
-    return torch.tensor([number[letter] for letter in text]), len(letters)
+    number = {letter: i for i, letter in enumerate(letters())}
+    return torch.tensor([number[letter] for letter in text]), len(number)
 
 
 def drawn(
@@ -79,9 +85,14 @@ def last_logits(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def read(
-    *, independent: bool, steps: int = 300, seed: int = 0, model: nn.Module | None = None
+    *,
+    independent: bool,
+    steps: int = 300,
+    seed: int = 0,
+    model: nn.Module | None = None,
+    watched: bool = True,
 ) -> History:
-    """Train under AdamW and return what a tracker saw at start, end of warm-up, middle and end."""
+    """Train under AdamW and return what a tracker saw at start, end of warm-up and end."""
     torch.manual_seed(seed)
     text, vocabulary = characters()
     generator = torch.Generator().manual_seed(seed)
@@ -91,7 +102,7 @@ def read(
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     recent = math.log(vocabulary)
     for step in range(steps + 1):
-        if step in (0, 20, steps):
+        if watched and step in (0, 20, steps):
             tracker.observe(model, step, loss=recent)
         tokens, following = drawn(text, BATCH, generator, independent=independent)
         loss = functional.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
