@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from ntkwatch import NTKMonitor, empirical_ntk, judge
+from ntkwatch import NTKMonitor, empirical_ntk
 from ntkwatch.kernel.stability import edge_of_stability, max_stable_lr, sharpness
 
 from regimes.digits import sharpness_on_the_way
@@ -139,7 +139,7 @@ def test_a_run_that_diverges_is_undetermined_and_the_callback_survives(tmp_path)
     assert trainer.global_step == 400
     assert any("Lower the learning rate" in str(one.message) for one in said)
     assert monitor.verdict.strength == "undetermined"
-    assert judge(monitor.history).qualifier == "last observation failed"
+    assert monitor.verdict.qualifier == "diverged"
 
 
 @pytest.mark.slow
