@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 
 from ntkwatch.errors import InputError
@@ -18,6 +19,7 @@ from ntkwatch.integrations.trainer_facts import (
     averages_weights,
     can_watch,
     loss_of,
+    number_of,
     place_of,
     total_steps,
     training_facts,
@@ -249,6 +251,15 @@ class NTKMonitor(_Base):
             return
         with self._run.harmless(trainer.global_step):
             self._run.take_reference(pl_module, batch, **place_of(trainer))
+
+    def on_before_optimizer_step(
+        self, trainer: Any, pl_module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Count what weight decay does in this step, while its learning rate is the one in use."""
+        if self._run is None or self._run.stood_down:
+            return
+        with self._run.harmless(trainer.global_step):
+            self._run.note_step(optimizer, number_of(optimizer, trainer))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int

@@ -127,6 +127,8 @@ class Outlet:
         if self._settings.save_kernels and tracker.kernel is not None:
             kernel = tracker.kernel.trace
             actions.append(lambda: files.write_kernel(observation.step, kernel))
+        if (angles := tracker.history.angles) is not None:
+            actions.append(lambda: files.write_angles(angles))
         actions += [partial(logger.log_metrics, scalars, step=x) for logger in self._loggers]
         # So that EarlyStopping and ModelCheckpoint can monitor our tags.
         monitored = {tag: torch.tensor(value) for tag, value in scalars.items()}

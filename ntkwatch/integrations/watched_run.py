@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
@@ -21,6 +22,7 @@ from ntkwatch.integrations.outlet import Outlet
 from ntkwatch.integrations.resumption import free_folder, take_up
 from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.budget import OverheadBudget
+from ntkwatch.watch.decay import DecayClock
 from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Gap
@@ -86,7 +88,7 @@ class WatchedRun:
         self._first_step = 0
         self._tried: int | None = None
         self._gathering: Gathering | None = None
-        self._losses = Losses()
+        self._losses, self._decay = Losses(), DecayClock()
         self._training: Callable[[], Training] | None = None
         self._draw: Callable[[int], ProbeBatch | None] | None = None
         self._finished = False
@@ -113,7 +115,12 @@ class WatchedRun:
         first = self._tracker.loss_start
         first = self._losses.first if first is None else first
         folder = str(self.files.folder.resolve())
-        return {"folder": folder, "loss_start": first, "losses": self._losses.recent}
+        return {
+            "folder": folder,
+            "loss_start": first,
+            "losses": self._losses.recent,
+            "decay": self._decay.state(),
+        }
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -188,6 +195,10 @@ class WatchedRun:
     def note_loss(self, loss: Tensor | None) -> None:
         """Keep the training step's loss."""
         self._losses.note(loss)
+
+    def note_step(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+        """Count what weight decay does in one optimizer step."""
+        self._decay.note(optimizer, number)
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
@@ -265,6 +276,8 @@ class WatchedRun:
         )
         share = int(_WARMUP_SHARE * (self._total_steps or 0))
         tracker.warmup_steps = max(tracker.warmup_steps, share)
+        tracker.keep_anchors_on(self.files.anchors)
+        tracker.decay = self._decay
         return tracker
 
     def _fresh_probe(self, step: int) -> ProbeBatch:
@@ -289,7 +302,12 @@ class WatchedRun:
         self.files = earlier.files
         self._tracker = self._new_tracker(earlier.probe)
         self._tracker.resume(
-            earlier.history, earlier.start, earlier.warmup, last_kernel=earlier.last_kernel
+            earlier.history,
+            earlier.start,
+            earlier.warmup,
+            last_kernel=earlier.last_kernel,
+            kernel_at=lambda step: self.files.read_kernel(step, device=torch.device("cpu")),
+            decay=interrupted.get("decay"),
         )
         self._tell_start_loss(interrupted.get("loss_start"))
         self._losses.put_back(interrupted.get("losses", ()))

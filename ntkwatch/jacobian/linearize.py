@@ -19,7 +19,7 @@ from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import Params, real_entries
 from ntkwatch.jacobian.inputs import dense, to_dtype
 
-__all__ = ["Linearized", "OutputsOf", "jacobian_vector_product", "unchecked_product"]
+__all__ = ["EXACT", "Linearized", "OutputsOf", "jacobian_vector_product", "unchecked_product"]
 
 OutputsOf = Callable[[Params], Tensor]
 
@@ -69,7 +69,7 @@ def jacobian_vector_product(
     rounding = _ROUNDING if in_float64 is not None else 10 * _ROUNDING
     # Fused attention has no forward mode and no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
-        for method, compute in _EXACT.items():
+        for method, compute in EXACT.items():
             try:
                 change = _checked(compute, outputs_of, params, tangents, rounding)
                 if change is None and in_float64 is not None:  # perhaps it was rounding
@@ -111,7 +111,7 @@ def unchecked_product(
         The derivative, of the shape of the outputs.
     """
     with sdpa_kernel(SDPBackend.MATH):
-        return _EXACT[method](outputs_of, params, tangents)
+        return EXACT[method](outputs_of, params, tangents)
 
 
 def _checked(
@@ -167,7 +167,7 @@ def _double_vjp(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tens
     return change.detach()
 
 
-_EXACT = {"jvp": _forward_mode, "double-vjp": _double_vjp}  # in the order in which they are tried
+EXACT = {"jvp": _forward_mode, "double-vjp": _double_vjp}  # in the order in which they are tried
 
 
 def _gap_to_reverse(
