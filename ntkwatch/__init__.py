@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ntkwatch.jacobian.sketch import sketch_kernel
     from ntkwatch.jacobian.sketched_drift import sketched_drift
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
+    from ntkwatch.jacobian.twin import LinearizedModel
     from ntkwatch.watch.forecast import Forecast, forecast
     from ntkwatch.watch.history import History, read_history
     from ntkwatch.watch.probe import ProbeBatch
@@ -34,6 +35,7 @@ __all__ = [
     "KernelPlan",
     "KernelSpec",
     "KernelTracker",
+    "LinearizedModel",
     "NTKMonitor",
     "NtkwatchError",
     "Observation",
@@ -57,6 +59,7 @@ _HOMES = {
     "KernelPlan": "ntkwatch.jacobian.plan",
     "KernelSpec": "ntkwatch.jacobian.spec",
     "KernelTracker": "ntkwatch.watch.tracker",
+    "LinearizedModel": "ntkwatch.jacobian.twin",
     "NTKMonitor": "ntkwatch.integrations.lightning",
     "NtkwatchError": "ntkwatch.errors",
     "Observation": "ntkwatch.watch.records",
