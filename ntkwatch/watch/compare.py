@@ -21,7 +21,7 @@ from ntkwatch.watch.linear_error import linearization
 from ntkwatch.watch.measure import Measurement, Settings
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Reading
-from ntkwatch.watch.task import task_rise
+from ntkwatch.watch.task import change_target_correlation, task_rise
 
 __all__ = ["compare", "replicates"]
 
@@ -70,12 +70,13 @@ def compare(
     intervals = values.pop("intervals", {})
     own = parameters_part(now, anchor, settings, weights)
     if own is not None:
-        change = values.get("relative_kernel_change")
-        values["buffer_share"] = buffer_share(change, own.relative_kernel_change)
+        drift = values.get("relative_kernel_change")
+        values["buffer_share"] = buffer_share(drift, own.relative_kernel_change)
     known = now.kernel is not None and values.get("kernel_angle") is not None
     if weights is not None and known and now.kernel is not None and anchor.kernel is not None:
         values |= task_rise(now.kernel.trace, anchor.kernel, targets, left_out)
     outputs = outputs_of_parameters(now, anchor, settings.moving)
+    change = outputs - anchor.outputs
     linear, of_errors = linearization(
         now, outputs, anchor, settings.moving, weights, shrunk, left_out
     )
@@ -83,7 +84,9 @@ def compare(
     return Reading(
         anchor_step=anchor.step,
         **linear,
-        output_change=float((outputs - anchor.outputs).square().mean().sqrt()),
+        output_change=float(change.square().mean().sqrt()),
+        common_share=_common_share(change),
+        change_target_correlation=change_target_correlation(change, targets),
         parameters_only=own,
         unjudged=unjudged(now),
         intervals=intervals,
@@ -97,6 +100,14 @@ def _why_no_drift(now: Measurement, anchor: Anchor) -> str:
     if now.sketch is not None and anchor.sketch is None:
         return "there was no sketch of the kernel at the anchor"
     return "there is no per-sample kernel"
+
+
+def _common_share(change: Tensor) -> float | None:
+    """How much of it is one shift of all samples: what a bias alone could have learned."""
+    whole = change.square().sum()
+    if not bool(whole > 0):
+        return None
+    return float(change.mean(dim=0).square().sum() * len(change) / whole)
 
 
 def _displacement(now: Measurement, anchor: Anchor) -> dict[str, Any]:
