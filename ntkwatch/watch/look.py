@@ -124,7 +124,7 @@ def _since(
     """The readings from further anchors, where there are any and they are wanted."""
     if kept.later is None:
         return Since({}, {}, {})
-    return read_since(
+    since = read_since(
         now,
         kept.later.each(now.outputs.device),
         settings,
@@ -134,6 +134,8 @@ def _since(
         fresh=fresh,
         buffers_moved=reading.parameters_only is not None,
     )
+    since.left_out.update({f"since/{key}": why for key, why in kept.later.lost.items()})
+    return since
 
 
 def _kept_on(probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept) -> Kept:
