@@ -77,9 +77,7 @@ def compare(
         values |= task_rise(now.kernel.trace, anchor.kernel, targets, left_out)
     outputs = outputs_of_parameters(now, anchor, settings.moving)
     change = outputs - anchor.outputs
-    linear, of_errors = linearization(
-        now, outputs, anchor, settings.moving, weights, shrunk, left_out
-    )
+    linear, of_errors = linearization(now, outputs, anchor, settings, weights, shrunk, left_out)
     intervals |= of_errors
     return Reading(
         anchor_step=anchor.step,

@@ -7,6 +7,7 @@ vector in single precision on the CPU. What to conclude from the angles is anoth
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,12 @@ _MOST = 64  # kernels; a picture of more shows no more
 _FEWEST = 8  # below so many, layers are given up first
 _CAP = 64 * 2**20  # bytes, of all of them together
 
-_WHOLE = ""  # the key of the whole kernel among its layers
+
+class _Kernel(NamedTuple):
+    """A kernel and its parts by layer as rows of unit length, the whole first."""
+
+    rows: Tensor
+    layers: tuple[str, ...]
 
 
 class KeptKernels:
@@ -38,7 +44,7 @@ class KeptKernels:
 
     def start_over(self, why_none: str | None = None) -> None:
         """Forget all kernels; ``why_none`` says why there will be no others."""
-        self._rows: dict[int, dict[str, Tensor]] = {}
+        self._kernels: dict[int, _Kernel] = {}
         self._known: dict[tuple[int, int], float | None] = {}
         self._steps: list[int] = []
         self._counted: frozenset[str] = frozenset()
@@ -47,7 +53,7 @@ class KeptKernels:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the kernels take."""
-        return sum(row.nbytes for rows in self._rows.values() for row in rows.values())
+        return sum(kernel.rows.nbytes for kernel in self._kernels.values())
 
     def add(
         self, step: int, trace: Tensor, layers: Mapping[str, Tensor], counted: Iterable[str]
@@ -70,7 +76,13 @@ class KeptKernels:
             self._why = f"kernels of {trace.shape[0]} samples are too large to be kept"
             return
         self._counted = frozenset(counted)
-        self._insert(step, {_WHOLE: _unit(trace), **{n: _unit(part) for n, part in layers.items()}})
+        new = _units(trace, layers)
+        for then in self._steps:
+            old = self._kernels.get(then)
+            angle = None if old is None else _angles(old.rows[:1], new.rows[:1])[0]
+            self._known[min(then, step), max(then, step)] = angle
+        self._kernels[step] = new
+        self._steps = sorted([*self._steps, step])
         while len(self._steps) > most:
             self._thin()
 
@@ -92,8 +104,7 @@ class KeptKernels:
             trace = trace_at(step)
             self._steps.append(step)
             if trace is not None:
-                parts = {n: _unit(part) for n, part in layers_at.get(step, {}).items()}
-                self._rows[step] = {_WHOLE: _unit(trace), **parts}
+                self._kernels[step] = _units(trace, layers_at.get(step, {}))
             earlier = zip(angles.steps, angles.below[place], strict=False)
             self._known |= {(then, step): angle for then, angle in earlier}
 
@@ -101,36 +112,39 @@ class KeptKernels:
     def angles(self) -> KernelAngles:
         """The angles between all of them, and of each layer to the last of them."""
         steps = self._steps
-        below = tuple(
+        below = [
             tuple(self._known[then, step] for then in steps[:i]) for i, step in enumerate(steps)
-        )
-        last = self._rows.get(steps[-1], {}) if steps else {}
-        layers = {
-            name: tuple(_angle(self._rows.get(step, {}).get(name), row) for step in steps)
-            for name, row in last.items()
-            if name != _WHOLE
-        }
+        ]
+        layers = self._layer_angles()
         counted = [row for name, row in layers.items() if name in self._counted]
-        medians = [_median(values) for values in zip(*counted, strict=True)]
         return KernelAngles(
             steps=tuple(steps),
-            below=below,
+            below=tuple(below),
             layers=layers,
-            medians=tuple(medians),
+            medians=tuple(_median(values) for values in zip(*counted, strict=True)),
             left_out=self._why,
         )
 
-    def _insert(self, step: int, rows: dict[str, Tensor]) -> None:
-        for then in self._steps:
-            pair = (min(then, step), max(then, step))
-            self._known[pair] = _angle(self._rows.get(then, {}).get(_WHOLE), rows[_WHOLE])
-        self._rows[step] = rows
-        self._steps = sorted([*self._steps, step])
+    def _layer_angles(self) -> dict[str, tuple[float | None, ...]]:
+        """Of each layer of the last kernel to its part of every kernel."""
+        last = self._kernels.get(self._steps[-1]) if self._steps else None
+        if last is None:
+            return {}
+        columns = []
+        for step in self._steps:
+            kernel = self._kernels.get(step)
+            known = kernel is not None and kernel.layers == last.layers
+            columns.append(
+                _angles(kernel.rows[1:], last.rows[1:])
+                if kernel is not None and known
+                else [None] * len(last.layers)
+            )
+        return dict(zip(last.layers, zip(*columns, strict=True), strict=True))
 
     def _forget(self, step: int) -> None:
         if step in self._steps:
             self._steps.remove(step)
-            self._rows.pop(step, None)
+            self._kernels.pop(step, None)
             self._known = {pair: a for pair, a in self._known.items() if step not in pair}
 
     def _thin(self) -> None:
@@ -145,21 +159,25 @@ class KeptKernels:
         self._forget(self._steps[min(range(1, len(self._steps) - 1), key=detour)])
 
 
-def _unit(kernel: Tensor) -> Tensor:
-    """The triangle of a kernel as a vector of length 1; NaN where the kernel is zero."""
-    n = kernel.shape[0]
+def _units(trace: Tensor, layers: Mapping[str, Tensor]) -> _Kernel:
+    """Triangles as vectors of length 1, in one transfer; NaN where a kernel is zero."""
+    n = trace.shape[0]
+    together = torch.stack([trace, *(part.to(trace) for part in layers.values())]).detach()
+    wide = together.to("cpu").double()
     rows, columns = torch.triu_indices(n, n)
-    wide = kernel.detach().to("cpu", torch.float64)
-    entries = wide[rows, columns] * torch.where(rows == columns, 1.0, math.sqrt(2))
-    return (entries / entries.norm()).float()
+    entries = wide[:, rows, columns] * torch.where(rows == columns, 1.0, math.sqrt(2))
+    units = entries / entries.norm(dim=1, keepdim=True)
+    return _Kernel(units.float(), tuple(layers))
 
 
-def _angle(a: Tensor | None, b: Tensor | None) -> float | None:
+def _angles(now: Tensor, then: Tensor) -> list[float | None]:
     """``2 arcsin(|a - b| / 2)``, which keeps its digits where a cosine loses them."""
-    if a is None or b is None or a.shape != b.shape:
-        return None
-    gap = float((a.double() - b.double()).norm())
-    return 2 * math.asin(min(1.0, gap / 2)) if math.isfinite(gap) else None
+    if now.shape != then.shape:
+        return [None] * len(then)
+    # The difference of two units in single precision is exact where they are close.
+    gaps = (now - then).double().square().sum(dim=1).sqrt()
+    found = (2 * (gaps / 2).clamp(max=1).asin()).tolist()
+    return [angle if math.isfinite(angle) else None for angle in found]
 
 
 def _median(values: Sequence[float | None]) -> float | None:

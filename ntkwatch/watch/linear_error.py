@@ -25,7 +25,7 @@ from ntkwatch.kernel.gram import widest_float
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.decay import Shrunk
 from ntkwatch.watch.kernel_drift import finite_intervals
-from ntkwatch.watch.measure import Measurement, linearized_function
+from ntkwatch.watch.measure import Measurement, Settings, linearized_function
 
 __all__ = ["Departure", "decayed", "departure", "linearization"]
 
@@ -72,7 +72,7 @@ def linearization(
     now: Measurement,
     outputs: Tensor,
     anchor: Anchor,
-    moving: tuple[str, ...],
+    settings: Settings,
     weights: Tensor | None,
     shrunk: Shrunk,
     left_out: dict[str, str],
@@ -83,7 +83,7 @@ def linearization(
         now: The present look at the model.
         outputs: Of the present parameters with the anchor's buffers, (N, C).
         anchor: What is compared with.
-        moving: BatchNorms on batch statistics.
+        settings: Of the run.
         weights: Bootstrap weights for intervals, or None.
         shrunk: What weight decay alone would have left of the anchor's weights.
         left_out: Takes the reasons for numbers that are not defined.
@@ -94,7 +94,7 @@ def linearization(
     key, beside = "linearization_error", "linearization_error_decayed"
     if shrunk.why_not is not None:
         left_out[beside] = shrunk.why_not
-    found = _departure_or_why(now, outputs, anchor, moving, None)
+    found = _departure_or_why(now, outputs, anchor, settings, None)
     if isinstance(found, str):
         left_out[key] = found
         return {}, {}
@@ -104,9 +104,11 @@ def linearization(
         "linearization_method": found.method,
     }
     intervals = {key: found.interval(weights)}
-    if shrunk.factors:
-        there = decayed(now, anchor, moving, shrunk.factors)
-        around = _departure_or_why(now, outputs, there, moving, found.method)
+    if shrunk.factors and not now.problem.function.replaceable:
+        left_out[beside] = "weights that are sharded cannot be put where decay alone leaves them"
+    elif shrunk.factors:
+        there = decayed(now, anchor, settings, shrunk.factors)
+        around = _departure_or_why(now, outputs, there, settings, found.method)
         values["decayed_norm_ratio"] = _norm(now, there) / _norm(now, anchor)
         if isinstance(around, str):
             left_out[beside] = around
@@ -121,7 +123,7 @@ def departure(
     now: Measurement,
     outputs: Tensor,
     anchor: Anchor,
-    moving: tuple[str, ...],
+    settings: Settings,
     method: str | None = None,
 ) -> Departure:
     """Return how outputs left an anchor's, beside how the linearized model's did.
@@ -130,25 +132,25 @@ def departure(
         now: The present look at the model.
         outputs: Of the present parameters with the anchor's buffers, (N, C).
         anchor: What is compared with.
-        moving: BatchNorms on batch statistics.
+        settings: Of the run.
         method: One that was checked at another anchor of this model, which costs a third; or None.
 
     Returns:
         Both changes.
     """
-    linear = _linear_change(now, anchor, moving, method)
+    linear = _linear_change(now, anchor, settings, method)
     return Departure(outputs - anchor.outputs, linear.change.to(outputs), linear.method)
 
 
 def decayed(
-    now: Measurement, anchor: Anchor, moving: tuple[str, ...], factors: dict[str, float]
+    now: Measurement, anchor: Anchor, settings: Settings, factors: dict[str, float]
 ) -> Anchor:
     """Return an anchor as weight decay alone would have left it, ``c theta_0``, with its outputs.
 
     Args:
         now: Any look at the model.
         anchor: As it was.
-        moving: BatchNorms on batch statistics.
+        settings: Of the run.
         factors: ``c`` by parameter name.
 
     Returns:
@@ -160,18 +162,18 @@ def decayed(
     }
     buffers = now.problem.function.own_buffers(anchor.buffers)
     with torch.no_grad():
-        outputs = linearized_function(now.problem, moving, buffers=buffers)(params)
+        outputs = linearized_function(now.problem, settings.moving, buffers=buffers)(params)
     return replace(anchor, params=params, outputs=outputs.to(anchor.outputs))
 
 
 def _departure_or_why(
-    now: Measurement, outputs: Tensor, anchor: Anchor, moving: tuple[str, ...], method: str | None
+    now: Measurement, outputs: Tensor, anchor: Anchor, settings: Settings, method: str | None
 ) -> Departure | str:
     """The departure, or why its error is not defined."""
     if not bool((outputs != anchor.outputs).any()):
         return _NO_CHANGE
     try:
-        found = departure(now, outputs, anchor, moving, method)
+        found = departure(now, outputs, anchor, settings, method)
     except CoverageError as cause:
         return str(cause)
     return found if math.isfinite(float(found.error)) else _OVERFLOW
@@ -185,9 +187,9 @@ def _norm(now: Measurement, anchor: Anchor) -> float:
 
 
 def _linear_change(
-    now: Measurement, anchor: Anchor, moving: tuple[str, ...], method: str | None
+    now: Measurement, anchor: Anchor, settings: Settings, method: str | None
 ) -> Linearized:
-    problem = now.problem
+    problem, moving = now.problem, settings.moving
     present = (
         norm_matched(problem.function, problem.inputs, moving, anchor.params)
         if moving

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ntkwatch.jacobian.shards import is_shard
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.angles import KernelAngles
 from ntkwatch.watch.decay import DecayClock, Shrunk
@@ -112,7 +113,9 @@ class Memory:
             self.warmup = replace(seen.now.as_anchor(step), clock=clock)
         elif self._keeps_anchors and (self.warmup is not None or math.isinf(warmup_steps)):
             ended = None if self.warmup is None else self.warmup.step
-            if step > start and self.later.is_due(step, start=start, warmup=ended):
+            if any(map(is_shard, self.start.params.values())):
+                self.later.lost = {"all": "further anchors take whole weights; these are sharded"}
+            elif step > start and self.later.is_due(step, start=start, warmup=ended):
                 here = replace(seen.now.as_anchor(step), clock=clock)
                 self.later.take(here, start=start, warmup=ended)
         self._keep_kernel(seen, step)

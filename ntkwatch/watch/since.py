@@ -65,7 +65,7 @@ def read_since(
         if anchor.step >= step:
             continue
         try:
-            error = _error(now, anchor, settings.moving, method, shrunk(anchor), fresh=fresh)
+            error = _error(now, anchor, settings, method, shrunk(anchor), fresh=fresh)
         except NtkwatchError as cause:
             found.left_out[f"since/{key}"] = str(cause)
             continue
@@ -86,16 +86,16 @@ def read_since(
 def _error(
     now: Measurement,
     anchor: Anchor,
-    moving: tuple[str, ...],
+    settings: Settings,
     method: str | None,
     shrunk: Shrunk,
     *,
     fresh: bool,
 ) -> float:
     if shrunk.factors or fresh:
-        anchor = decayed(now, anchor, moving, shrunk.factors)
-    outputs = outputs_of_parameters(now, anchor, moving)
-    return float(departure(now, outputs, anchor, moving, method).error)
+        anchor = decayed(now, anchor, settings, shrunk.factors)
+    outputs = outputs_of_parameters(now, anchor, settings.moving)
+    return float(departure(now, outputs, anchor, settings, method).error)
 
 
 def _angle(now: Measurement, anchor: Anchor) -> float | None:
