@@ -24,6 +24,9 @@ from ntkwatch.jacobian.quiet import quiet_torch
 
 __all__ = ["LinearizedModel"]
 
+# Where the twin keeps what does not train: weights, and the model's own buffers.
+_WEIGHTS, _STATE = "linearized_at.weights", "linearized_at.state"
+
 
 class LinearizedModel(nn.Module):
     """``f_lin(x; delta) = f(x; theta) + J(x; theta) delta``: linear in what it trains.
@@ -64,11 +67,9 @@ class LinearizedModel(nn.Module):
         )
         self._function, self._names = function, list(trained)
         self._method: str | None = None
-        self.linearized_at = nn.Module()
-        for branch, tensors in (("weights", function.params), ("state", function.buffers)):
-            setattr(self.linearized_at, branch, nn.Module())
+        for branch, tensors in ((_WEIGHTS, function.params), (_STATE, function.buffers)):
             for name, tensor in tensors.items():
-                owner, key = _owner(getattr(self.linearized_at, branch), name)
+                owner, key = _owner(self, f"{branch}.{name}")
                 owner.register_buffer(key, tensor.detach().clone())
         for name in trained:
             owner, key = _owner(self, name)
@@ -87,13 +88,8 @@ class LinearizedModel(nn.Module):
         Raises:
             CoverageError: If autograd has no exact derivative of the model.
         """
-        weights, state = (
-            {name: _found(branch, name) for name in names}
-            for branch, names in (
-                (self.linearized_at.weights, self._function.params),
-                (self.linearized_at.state, self._function.buffers),
-            )
-        )
+        weights = {n: _found(self, f"{_WEIGHTS}.{n}") for n in self._function.params}
+        state = {n: _found(self, f"{_STATE}.{n}") for n in self._function.buffers}
         theta = {name: weights[name] for name in self._names}
         delta = {name: _found(self, name) for name in self._names}
         place = next(iter(theta.values()))
