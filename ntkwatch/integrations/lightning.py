@@ -52,6 +52,7 @@ class NTKMonitor(CallbackBase):
     kernel_scale                          natural logarithm of the scale along ``K_0``
     kernel_angle, layer_angle_median      radians between ``K`` and ``K_0``; median over layers
     linearization_error                   ``|f - f_lin| / |f - f_0|`` on the probe
+    linearization_error_decayed           past what weight decay alone did; absent without decay
     top_eigenvalue_1, effective_rank      of the trace kernel
     relative_displacement                 ``|theta - theta_0| / |theta_0|``
     target_alignment                      centred kernel-target alignment

@@ -35,7 +35,13 @@ SCALARS = {
     "relative_displacement": "relative_displacement",
     "target_alignment": "target_alignment",
 }
-_DRIFT = ("linearization_error", "layer_angle_median", "kernel_angle", "relative_kernel_change")
+_DRIFT = (
+    "linearization_error",
+    "linearization_error_decayed",
+    "layer_angle_median",
+    "kernel_angle",
+    "relative_kernel_change",
+)
 
 
 def is_writer(thing: Any) -> bool:
@@ -60,6 +66,8 @@ def scalars_of(observation: Observation, verdict: Verdict, *, share: float) -> d
     }
     if observation.top_eigenvalues:
         values["top_eigenvalue_1"] = observation.top_eigenvalues[0]
+    # Only where weights decay; the verdict then reads this one.
+    values["linearization_error_decayed"] = observation.linearization_error_decayed
     values["strength"] = verdict.strength.rank
     values["overhead_share"] = share
     return {tag: float(value) for tag, value in values.items() if value is not None}

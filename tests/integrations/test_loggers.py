@@ -133,7 +133,8 @@ def test_the_custom_scalars_page_shows_tags_that_exist(logged):
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     (category,) = layout.category
     shown = {tag for chart in category.chart for tag in chart.multiline.tag}
-    known = {f"ntk/{tag}" for tag in (*SCALARS, "top_eigenvalue_1", "strength", "overhead_share")}
+    others = ("linearization_error_decayed", "top_eigenvalue_1", "strength", "overhead_share")
+    known = {f"ntk/{tag}" for tag in (*SCALARS, *others)}
     assert shown == known
     assert category.title == "NTK (ntk)"
 

@@ -5,35 +5,30 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
-from report.made_runs import HOSTILE, LAYERS, STEPS, feature_observations, read_back
+from report.made_runs import (
+    HOSTILE,
+    LAYERS,
+    STEPS,
+    angles_of,
+    feature_observations,
+    lazy_observations,
+    read_back,
+)
 from report.test_html import Page
 
+from ntkwatch.report.comparison_figures import comparison_drawings
 from ntkwatch.report.figures import run_drawings
 from ntkwatch.report.gauge import gauges
 from ntkwatch.report.html import render_html
 from ntkwatch.report.json_report import render_json
 from ntkwatch.report.markdown import render_markdown
+from ntkwatch.report.matching import match
 from ntkwatch.report.text import render_text
 from ntkwatch.report.words import number
 from ntkwatch.watch.angles import KernelAngles
 from ntkwatch.watch.bands import Bands
+from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import judge
-
-
-def _angles(layers=LAYERS) -> KernelAngles:
-    """A kernel that turns until step 60 and stays there, with one gap."""
-    places = [min(step, 60) / 100 for step in STEPS]
-    below = [[abs(a - b) for b in places[:i]] for i, a in enumerate(places)]
-    below[3][1] = None
-    rows = {
-        name: tuple(abs(0.6 - a) * (1 + k / 10) for a in places) for k, name in enumerate(layers)
-    }
-    return KernelAngles(
-        steps=STEPS,
-        below=tuple(map(tuple, below)),
-        layers=rows,
-        medians=rows[layers[0]],
-    )
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def formed(tmp_path):
     angles = {"40": 0.15, "90": 0.011}
     later = replace(last, since=since, since_layer_angle=angles)
     history = read_back(tmp_path, (*feature_observations()[:-1], later))
-    history.angles = _angles()
+    history.angles = angles_of()
     return history
 
 
@@ -91,7 +86,7 @@ def test_the_map_holds_the_angles_and_the_sentence_stands_under_it(formed):
     go.Figure(**drawing.plot)
     (trace,) = drawing.plot["data"]
     assert trace["x"] == trace["y"] == [str(step) for step in STEPS]
-    expected = [[None if a is None else round(a, 4) for a in row] for row in _angles().matrix]
+    expected = [[None if a is None else round(a, 4) for a in row] for row in angles_of().matrix]
     assert trace["z"] == expected
     assert expected[3][1] is expected[1][3] is None
     sentence = judge(formed).timeline.sentence
@@ -103,7 +98,7 @@ def test_the_map_of_layers_holds_their_angles_to_the_last_kernel(formed):
     go.Figure(**drawing.plot)
     (trace,) = drawing.plot["data"]
     assert trace["y"] == list(LAYERS)
-    assert trace["z"][0] == [round(a, 4) for a in _angles().layers[LAYERS[0]]]
+    assert trace["z"][0] == [round(a, 4) for a in angles_of().layers[LAYERS[0]]]
 
 
 def test_a_run_that_did_not_turn_is_pale(formed):
@@ -121,14 +116,14 @@ def test_without_angles_there_is_no_map(formed):
 
 def test_very_many_layers_are_thinned_to_those_that_turned_most(formed):
     names = [f"layer{k}" for k in range(60)]
-    formed.angles = _angles(names)
+    formed.angles = angles_of(names)
     drawing = _drawn(formed)["layer-map"]
     assert drawing.plot["data"][0]["y"] == names[20:]
     assert "Drawn: the 40 that turned most." in drawing.caption
 
 
 def test_a_hostile_layer_opens_no_markup(formed):
-    formed.angles = _angles((HOSTILE, *LAYERS))
+    formed.angles = angles_of((HOSTILE, *LAYERS))
     last = formed[-1]
     formed.add(replace(last, layer_angle={HOSTILE: 0.9, **last.layer_angle}))
     verdict = judge(formed)
@@ -159,3 +154,22 @@ def test_an_error_around_the_decayed_start_is_shown_beside_the_raw_one(formed):
         assert number(0.83) in rendered
     names = [trace["name"] for trace in _drawn(formed)["linearization-error"].plot["data"]]
     assert "since the start, weight decay followed" in names
+
+
+def test_runs_are_compared_by_the_error_that_their_verdicts_read(formed, tmp_path):
+    """The raw error of a lazy run with decay would rank it as the richest."""
+    lazy = read_back(tmp_path / "lazy", lazy_observations())
+    decayed = History(
+        lazy.run,
+        tuple(
+            replace(o, linearization_error=5.0, linearization_error_decayed=o.linearization_error)
+            if o.step
+            else o
+            for o in lazy
+        ),
+    )
+    runs = [(name, h, judge(h)) for name, h in (("rich", formed), ("decayed", decayed))]
+    assert match(runs).order == (1, 0)
+    (drawing,) = [d for d in comparison_drawings(runs) if d.id == "linearization-error"]
+    (trace,) = [t for t in drawing.plot["data"] if t["name"] == "decayed"]
+    assert max(trace["y"]) < 0.06
