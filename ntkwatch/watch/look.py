@@ -131,6 +131,7 @@ def _since(
         step=step,
         method=reading.linearization_method,
         shrunk=kept.shrunk,
+        floor=kept.floors.get("output", 0.0),
         fresh=fresh,
         buffers_moved=reading.parameters_only is not None,
     )

@@ -12,11 +12,13 @@ from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.buffers import outputs_of_parameters
 from ntkwatch.watch.decay import Shrunk
 from ntkwatch.watch.kernel_drift import layer_angles
-from ntkwatch.watch.linear_error import decayed, departure
+from ntkwatch.watch.linear_error import Departure, decayed, departure
 from ntkwatch.watch.measure import Measurement, Settings
 from ntkwatch.watch.sketching import sketch_drift
 
 __all__ = ["Since", "read_since"]
+
+_FLOORS = 3.0  # a change of fewer noise floors is none
 
 
 class Since(NamedTuple):
@@ -41,6 +43,7 @@ def read_since(
     step: int,
     method: str | None,
     shrunk: Callable[[Anchor], Shrunk],
+    floor: float,
     fresh: bool,
     buffers_moved: bool,
 ) -> Since:
@@ -53,6 +56,7 @@ def read_since(
         step: Optimizer steps taken so far.
         method: How ``J v`` was computed and checked at the reference, or None.
         shrunk: What weight decay alone would have left of an anchor's weights.
+        floor: Root mean square of outputs' change that is rounding alone.
         fresh: Whether anchors were seen on another probe: their outputs are then taken again.
         buffers_moved: Whether moving buffers have a part in the kernel's motion.
 
@@ -65,14 +69,16 @@ def read_since(
         if anchor.step >= step:
             continue
         try:
-            error = _error(now, anchor, settings, method, shrunk(anchor), fresh=fresh)
+            gone = _departure(now, anchor, settings, method, shrunk(anchor), fresh=fresh)
         except NtkwatchError as cause:
             found.left_out[f"since/{key}"] = str(cause)
             continue
-        if math.isfinite(error):
+        if float(gone.change.square().mean().sqrt()) <= _FLOORS * floor:
+            found.left_out[f"since/{key}"] = "outputs did not move by more than rounding"
+        elif math.isfinite(error := float(gone.error)):
             found.errors[key] = error
         else:
-            found.left_out[f"since/{key}"] = "outputs did not change, or overflow"
+            found.left_out[f"since/{key}"] = "the linearized outputs overflow"
         angle = None if fresh or buffers_moved else _angle(now, anchor)
         if angle is not None:
             found.angles[key] = angle
@@ -83,7 +89,7 @@ def read_since(
     return found
 
 
-def _error(
+def _departure(
     now: Measurement,
     anchor: Anchor,
     settings: Settings,
@@ -91,11 +97,11 @@ def _error(
     shrunk: Shrunk,
     *,
     fresh: bool,
-) -> float:
+) -> Departure:
     if shrunk.factors or fresh:
         anchor = decayed(now, anchor, settings, shrunk.factors)
     outputs = outputs_of_parameters(now, anchor, settings.moving)
-    return float(departure(now, outputs, anchor, settings, method).error)
+    return departure(now, outputs, anchor, settings, method)
 
 
 def _angle(now: Measurement, anchor: Anchor) -> float | None:

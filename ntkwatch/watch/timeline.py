@@ -90,7 +90,7 @@ def timeline_of(history: History, bands: Bands, *, guard: str | None = None) -> 
     """
     if len(history) < 2 or history[-1].step == history[0].step:
         return None
-    anchors, angles = _anchors(history[-1]), history.angles
+    anchors, angles = _anchors(history[-1], bands), history.angles
     found = _found(history, anchors, bands, guard)
     return Timeline(
         finding=found.finding,
@@ -146,21 +146,24 @@ def _nothing(why: str) -> _Found:
     return _Found("unknown", f"nothing can be said of when features formed: {why.rstrip('.')}")
 
 
-def _anchors(last: Observation) -> list[_From]:
+def _anchors(last: Observation, bands: Bands) -> list[_From]:
     """All anchors that the last observation was read from, in order."""
-    found = {last.anchor_step: _read(last, last)}
+    found = {last.anchor_step: _read(last, last, bands)}
     if last.since_warmup is not None:
-        found[last.since_warmup.anchor_step] = _read(last.since_warmup, last)
+        found[last.since_warmup.anchor_step] = _read(last.since_warmup, last, bands)
     for key, error in last.since.items():
         angle = None if last.unjudged is not None else last.since_layer_angle.get(key)
         found[int(key)] = _From(int(key), error, angle)
     return [one for _, one in sorted(found.items()) if one is not None]
 
 
-def _read(reading: Reading, last: Observation) -> _From | None:
+def _read(reading: Reading, last: Observation, bands: Bands) -> _From | None:
     own = reading.of_parameters().past_decay()
+    floor = bands.floors * last.noise_floor.get("output", 0.0)
     if own.linearization_error is None:
         return None
+    if own.output_change is not None and own.output_change <= floor:
+        return None  # nothing moved but by rounding, or by decay and rounding
     angle = None if last.unjudged is not None else own.layer_angle_median
     return _From(own.anchor_step, own.linearization_error, angle)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, jvp
-from watch.tiny import Deep, f64, inputs, labels, moved
+from watch.tiny import ConvNet, Deep, f64, inputs, labels, moved
 
 from ntkwatch import KernelTracker, ProbeBatch, judge, training_of
 from ntkwatch.watch.decay import DecayClock
@@ -272,3 +272,46 @@ def test_a_run_resumed_without_the_count_does_not_guess(lazy):
         assert (seen.linearization_error_decayed is not None) is known
         reason = seen.left_out.get("linearization_error_decayed", "")
         assert ("not written down" in reason) is not known
+
+
+def test_decay_and_nothing_else_is_never_feature_learning():
+    """Without a gradient every output moves, and all of that is decay's."""
+    torch.manual_seed(0)
+    model = Deep()
+    tracker = KernelTracker(ProbeBatch(inputs(40, 4), labels(40)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.7)
+    for step in range(61):
+        if step % 20 == 0:
+            tracker.observe(model, step, loss=1 / (1 + step))
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        tracker.note_step(optimizer)
+    last, verdict = tracker.history[-1], judge(tracker.history)
+    assert last.output_change > 0.1
+    assert last.output_change_decayed < 1e-13
+    assert last.linearization_error > 0.15
+    assert verdict.readings["since start"].strength in ("static", "lazy", "undetermined")
+    assert verdict.strength in ("static", "lazy", "undetermined")
+    assert last.left_out["since/40"] == "outputs did not move by more than rounding"
+    assert verdict.timeline.finding == "unknown"
+
+
+def test_weights_that_feed_a_batchnorm_are_brought_to_their_decayed_norm():
+    """The batch function ignores that norm: decay on them alone is no change, and no error."""
+    torch.manual_seed(0)
+    start = ConvNet().train()
+    probe = ProbeBatch(inputs(40, 1, 4, 4), labels(40))
+    now = moved(start, 0.01)
+    with torch.no_grad():
+        now.conv.weight.mul_(0.8)
+    tracker, alone = KernelTracker(probe), KernelTracker(probe)
+    optimizer = torch.optim.AdamW([start.conv.weight], lr=0.1, weight_decay=2.0)
+    for one in (tracker, alone):
+        one.observe(start, 0)
+    tracker.note_step(optimizer)
+    seen = tracker.observe(start, 1, state=now.state_dict())
+    plain = alone.observe(start, 1, state=now.state_dict())
+    assert seen.decayed_norm_ratio < 1
+    assert seen.linearization_error == plain.linearization_error < 0.1
+    assert seen.linearization_error_decayed == pytest.approx(plain.linearization_error, rel=0.01)

@@ -241,3 +241,11 @@ def test_batch_statistics_are_those_of_the_probe_for_every_anchor():
     last = _watched(course, probe).history[-1]
     _, _, expected = start_and_now(course[40], course[60], probe)
     assert last.since["40"] == expected.linearization_error
+
+
+def test_weights_in_shards_are_left_out_with_the_reason(course, probe, monkeypatch):
+    monkeypatch.setattr("ntkwatch.watch.memory.is_shard", lambda tensor: True)
+    some = {step: course[step] for step in (0, 20, 40, 80)}
+    last = _watched(some, probe).history[-1]
+    assert last.since == {}
+    assert last.left_out["since/all"] == "further anchors take whole weights; these are sharded"
