@@ -12,7 +12,7 @@ from typing import Any
 from ntkwatch.errors import HistoryError
 from ntkwatch.watch.angles import ANGLES_FILE, KernelAngles, angles_from_plain
 from ntkwatch.watch.plain import observation_from_plain, run_info_from_plain, to_plain
-from ntkwatch.watch.records import SCHEMA, Gap, Observation, RunInfo
+from ntkwatch.watch.records import SCHEMA, Gap, GapKind, Observation, RunInfo
 
 __all__ = ["HISTORY_FILE", "History", "append_record", "find_history", "read_history"]
 
@@ -189,7 +189,7 @@ def read_history(run: str | Path) -> History:
             elif plain.get("record") == _OBSERVATION:
                 observations.append(observation_from_plain(plain))
             elif plain.get("record") == _GAP:
-                gaps.append(Gap(step=int(plain["step"]), reason=str(plain["reason"])))
+                gaps.append(_gap(plain))
         except (TypeError, KeyError, ValueError, AttributeError):
             problems.append(_unreadable(path, number, last=number == len(lines)))
     if info is None and not observations:
@@ -214,6 +214,12 @@ def _read_angles(path: Path, problems: list[str]) -> KernelAngles | None:
     except (OSError, ValueError) as error:
         problems.append(f"{path.name} cannot be read and was left out: {error}")
         return None
+
+
+def _gap(plain: dict[str, Any]) -> Gap:
+    # Until 0.2 a gap had no kind; a kind that only a newer version knows reads as a failure.
+    kind: GapKind = "diverged" if plain.get("kind") == "diverged" else "failed"
+    return Gap(step=int(plain["step"]), reason=str(plain["reason"]), kind=kind)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

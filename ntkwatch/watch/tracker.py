@@ -21,6 +21,7 @@ from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.watch.describe import run_info
+from ntkwatch.watch.held_out import HeldOut, check_held_out
 from ntkwatch.watch.look import Seen, look
 from ntkwatch.watch.measure import Metrics, WatchEngine
 from ntkwatch.watch.memory import Memory
@@ -28,14 +29,19 @@ from ntkwatch.watch.numbers import observation_of
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.remembering import Remembering
-from ntkwatch.watch.route import Station
+from ntkwatch.watch.route import station_of
 from ntkwatch.watch.settle import Wanted, check_same_settings, settle
 from ntkwatch.watch.training import Training
 from ntkwatch.watch.validity import course_of
 
 __all__ = ["KernelTracker", "Metrics"]
 
+_QUARTER = 4  # of the memory budget, where it proves too much
+_LEAST_BUDGET = 2**20  # bytes, below which a budget saves nothing
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
+
+
+_NO_LOSS = "the training loss of the last batches is NaN or infinite"
 
 
 class KernelTracker(Remembering):
@@ -68,6 +74,12 @@ class KernelTracker(Remembering):
         fresh_probe: Given the step, returns the probe of that observation: the reference and the
             present model are then both measured on it, so that no number hinges on one probe. The
             reference itself is taken on ``probe``.
+        held_out: Samples with targets that the model is not trained on, where ``probe`` is the
+            whole training set (at most 4000 samples times outputs) and ``metrics`` is "full": every
+            observation after the reference then says what regression with the kernels at the start
+            and now would have told there, beside the network. It takes three solves with the
+            kernel, three passes each over the training set and the held-out samples and, once, the
+            eigenvectors of the kernel at the start.
         warmup_steps: The reading since warm-up starts at the first observation at or after this
             step; further anchors follow, at twice the distance each.
         reference: Where the reference comes from, in words, for the record.
@@ -93,6 +105,7 @@ class KernelTracker(Remembering):
         top_k: int = 8,
         metrics: Metrics = "standard",
         fresh_probe: Callable[[int], ProbeBatch] | None = None,
+        held_out: ProbeBatch | None = None,
         warmup_steps: float = _WARMUP_STEPS,
         reference: str = "the first observation",
         reference_is_start: bool = True,
@@ -103,11 +116,14 @@ class KernelTracker(Remembering):
         check_choice("metrics", metrics, get_args(Metrics))
         if top_k < 1:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
+        if held_out is not None:
+            check_held_out(probe, held_out, metrics=metrics)
         minimal = "metrics='minimal' keeps none" if metrics == "minimal" else None
         resampled = None if fresh_probe is None else "every observation has a probe of its own"
         memory = Memory(why_little=minimal, why_no_kernels=resampled)
         super().__init__(probe, memory, warmup_steps=warmup_steps)
         self._fresh_probe = fresh_probe
+        self._held_out = None if held_out is None else HeldOut(held_out)
         self._wanted = Wanted(
             params=params,
             outputs=outputs,
@@ -123,6 +139,7 @@ class KernelTracker(Remembering):
             "reference": reference,
             "reference_is_start": reference_is_start,
         }
+        self._notes: tuple[str, ...] = ()
 
     def observe(
         self,
@@ -152,9 +169,11 @@ class KernelTracker(Remembering):
             The observation, which is also added to ``history``.
 
         Raises:
-            NonFiniteError: If weights or outputs are NaN or infinite.
+            DivergedError: If weights or outputs are NaN or infinite.
+            NonFiniteError: If the kernel is.
         """
         began, step = time.perf_counter(), int(step)
+        lost = (_NO_LOSS,) if loss is not None and not math.isfinite(loss) else ()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         is_reference = self.reference is None or step == self.reference.step
         if not is_reference:
@@ -165,7 +184,13 @@ class KernelTracker(Remembering):
         )
         between = range(seen.start.step + 1, step)
         course = course_of(
-            model, self.history, training, seen.probe, seen.settings, between=between
+            model,
+            self.history,
+            training,
+            seen.probe,
+            seen.settings,
+            between=between,
+            held_out=self._held_out,
         )
         before = None if is_reference else self._memory.route.before(step)
         observed = observation_of(
@@ -184,13 +209,22 @@ class KernelTracker(Remembering):
             epoch=epoch,
             loss=loss,
             loss_start=self._note_loss(loss, is_reference=is_reference),
+            notes=(*observed.notes, *self._notes, *lost),
             seconds=time.perf_counter() - began,
         )
         self.history.add(observation)
         self.history.angles = self._memory.kernels.angles
-        kernel = None if seen.now.kernel is None else seen.now.kernel.trace
-        self._memory.route.pass_by(Station(step, kernel, observation.path_length))
+        self._memory.route.pass_by(station_of(seen, observation))
         return observation
+
+    def lower_memory_budget(self) -> int:
+        """Compute in smaller pieces from now on: a quarter of the budget. Returns it, in bytes."""
+        budget = max(_LEAST_BUDGET, self._wanted.budget // _QUARTER)
+        self._wanted = replace(self._wanted, budget=budget)
+        if self._settings is not None:
+            self._settings = replace(self._settings, budget=budget)
+        self._notes = (f"memory ran out, so the memory budget was lowered to {budget} bytes",)
+        return budget
 
     # One look, and what is kept of it. ------------------------------------------------------------
 
