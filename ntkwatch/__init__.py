@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ntkwatch.errors import NtkwatchError
+    from ntkwatch.integrations.huggingface import NTKTrainerCallback
     from ntkwatch.integrations.lightning import NTKMonitor
     from ntkwatch.jacobian.cost import plan
     from ntkwatch.jacobian.engine import empirical_ntk
@@ -40,6 +41,7 @@ __all__ = [
     "KernelTracker",
     "LinearizedModel",
     "NTKMonitor",
+    "NTKTrainerCallback",
     "NtkwatchError",
     "Observation",
     "ProbeBatch",
@@ -67,6 +69,7 @@ _HOMES = {
     "KernelTracker": "ntkwatch.watch.tracker",
     "LinearizedModel": "ntkwatch.jacobian.twin",
     "NTKMonitor": "ntkwatch.integrations.lightning",
+    "NTKTrainerCallback": "ntkwatch.integrations.huggingface",
     "NtkwatchError": "ntkwatch.errors",
     "Observation": "ntkwatch.watch.records",
     "ProbeBatch": "ntkwatch.watch.probe",

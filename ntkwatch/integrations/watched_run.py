@@ -51,6 +51,7 @@ class WatchedRun:
         on_error: "warn" or "raise".
         on_verdict: Called with the verdict when its strength changes.
         keeps_files: Whether the folder stays after the run.
+        tell: Called with the line that says how the run ended.
 
     Attributes:
         files: The run's folder.
@@ -68,6 +69,7 @@ class WatchedRun:
         on_error: Literal["warn", "raise"],
         on_verdict: Callable[[Verdict], object] | None,
         keeps_files: bool = True,
+        tell: Callable[[str], object] = say,
     ) -> None:
         self.files = RunFiles(folder)
         self._outlet, self._schedule = outlet, schedule
@@ -76,7 +78,7 @@ class WatchedRun:
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
         self._mishaps = Mishaps(on_error)
         self._observer = Observer(outlet, self._budget, self._mishaps, on_verdict)
-        self._keeps_files = keeps_files
+        self._keeps_files, self._tell = keeps_files, tell
         self._tracker: KernelTracker | None = None
         self._beginning = Beginning()
         self._gathering: Gathering | None = None
@@ -91,6 +93,11 @@ class WatchedRun:
     def verdict(self) -> Verdict | None:
         """The verdict as of the last observation, or None."""
         return self._observer.verdict
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether it is known what to observe on."""
+        return self._tracker is not None
 
     @property
     def has_reference(self) -> bool:
@@ -237,7 +244,7 @@ class WatchedRun:
         self._outlet.finish(self._tracker, verdict, self.files, self._mishaps.unwritten)
         folder = self.files.folder
         where = f"See {folder / 'report.html'} or run: ntkwatch report {shlex.quote(str(folder))}"
-        say(
+        self._tell(
             f"ntkwatch: {verdict.label} (step {verdict.step}, {len(self.history)} "
             f"observations, {self._budget.spent:.1f} s or {self._budget.share:.1%} of the time). "
             f"{where if self._keeps_files else 'Nothing is kept of a trial run.'}"
