@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from ntkwatch.integrations.arguments import (
@@ -23,6 +24,7 @@ from ntkwatch.integrations.trainer_facts import (
     averages_weights,
     can_watch,
     loss_of,
+    number_of,
     place_of,
     total_steps,
     training_facts,
@@ -54,6 +56,7 @@ class NTKMonitor(CallbackBase):
     kernel_scale                          natural logarithm of the scale along ``K_0``
     kernel_angle, layer_angle_median      radians between ``K`` and ``K_0``; median over layers
     linearization_error                   ``|f - f_lin| / |f - f_0|`` on the probe
+    linearization_error_decayed           past what weight decay alone did; absent without decay
     top_eigenvalue_1, effective_rank      of the trace kernel
     relative_displacement                 ``|theta - theta_0| / |theta_0|``
     target_alignment                      centred kernel-target alignment
@@ -244,6 +247,15 @@ class NTKMonitor(CallbackBase):
             return
         with self._run.harmless(trainer.global_step):
             self._run.take_reference(pl_module, batch, **place_of(trainer))
+
+    def on_before_optimizer_step(
+        self, trainer: Any, pl_module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Count what weight decay does in this step, while its learning rate is the one in use."""
+        if self._run is None or self._run.stood_down:
+            return
+        with self._run.harmless(trainer.global_step):
+            self._run.note_step(optimizer, number_of(optimizer, trainer))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int

@@ -138,6 +138,8 @@ class Outlet:
             self.append(observation, tracker, files)
             if self._settings.save_kernels and tracker.kernel is not None:
                 files.write_kernel(observation.step, tracker.kernel.trace)
+            if tracker.history.angles is not None:
+                files.write_angles(tracker.history.angles)
         for logger in self._loggers:
             with trying(what, f"the logger {type(logger).__name__}"):
                 logger.log_metrics(scalars, step=x)

@@ -47,6 +47,7 @@ _CURVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "0 static, 1 lazy, 2 transitional, 3 features": ("strength",),
     },
     _DRIFT: {
+        "linearization error, weight decay followed": ("linearization_error_decayed",),
         "angle of the kernel (rad)": ("kernel_angle",),
         "relative change: scale and direction": ("relative_kernel_change",),
         "scale of the kernel (natural logarithm)": ("kernel_scale",),
@@ -78,6 +79,8 @@ def scalars_of(observation: Observation, verdict: Verdict, *, share: float) -> d
     }
     if observation.top_eigenvalues:
         values["top_eigenvalue_1"] = observation.top_eigenvalues[0]
+    # Only where weights decay; the verdict then reads this one.
+    values["linearization_error_decayed"] = observation.linearization_error_decayed
     values["strength"] = verdict.strength.rank
     values["overhead_share"] = share
     return {tag: float(value) for tag, value in values.items() if value is not None}

@@ -66,6 +66,21 @@ def loss_of(trainer: Any, outputs: Any) -> Tensor | None:
     return loss * trainer.accumulate_grad_batches if isinstance(loss, Tensor) else None
 
 
+def number_of(optimizer: Any, trainer: Any) -> int:
+    """Return which of a run's optimizers this is.
+
+    Args:
+        optimizer: As a hook is handed it, which may be Lightning's own wrapper.
+        trainer: Lightning trainer.
+
+    Returns:
+        Its place; 0 for one that the trainer does not know.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    known = enumerate(trainer.optimizers)
+    return next((place for place, own in known if own is inner or own is optimizer), 0)
+
+
 def training_facts(
     trainer: Any, model: nn.Module, loss_function: LossFunction = "auto"
 ) -> Training:

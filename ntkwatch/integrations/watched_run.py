@@ -116,7 +116,8 @@ class WatchedRun:
         losses, first = self._observer.losses, self._tracker.loss_start
         first = losses.first if first is None else first
         folder = str(self.files.folder.resolve())
-        return {"folder": folder, "loss_start": first, "losses": losses.recent}
+        decay = self._beginning.decay.state()
+        return {"folder": folder, "loss_start": first, "losses": losses.recent, "decay": decay}
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -166,13 +167,13 @@ class WatchedRun:
             if probe is None and resample:
                 raise InputError(_NOTHING_TO_DRAW_FROM)
             if probe is not None:
-                self._tracker = self._beginning.tracker(probe)
+                self._tracker = self._beginning.tracker(probe, self.files)
         self._budget.spend(time.perf_counter() - began, reference=True)
 
     def _go_on(self, earlier: EarlierPart, step: int, interrupted: dict[str, Any]) -> None:
         """Take up the history of the interrupted run."""
         self.files = earlier.files
-        self._tracker = self._beginning.tracker_of(earlier)
+        self._tracker = self._beginning.tracker_of(earlier, interrupted.get("decay"))
         first = interrupted.get("loss_start")
         self._observer.tell_start_loss(self._tracker, self.files, first)
         self._observer.losses.put_back(interrupted.get("losses", ()))
@@ -202,7 +203,7 @@ class WatchedRun:
         if self._gathering is None:
             return
         gathering, self._gathering = self._gathering, None
-        self._tracker = self._beginning.tracker(gathering.probe())
+        self._tracker = self._beginning.tracker(gathering.probe(), self.files)
         # Where rows came from several batches, the weights have moved on since the first.
         first, state = self._beginning.step, gathering.state
         self._observe(model, first, **gathering.place, state=state, reference=True)
@@ -210,6 +211,10 @@ class WatchedRun:
     def note_loss(self, loss: Tensor | None) -> None:
         """Keep the training step's loss."""
         self._observer.losses.note(loss)
+
+    def note_step(self, optimizer: Any, number: int) -> None:
+        """Count what weight decay does in one optimizer step."""
+        self._beginning.decay.note(optimizer, number)
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""

@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkwatch.errors import CoverageError
-from ntkwatch.jacobian.batchnorm import norm_matched
-from ntkwatch.jacobian.inputs import cast_inputs
-from ntkwatch.jacobian.linearize import OutputsOf, jacobian_vector_product
 from ntkwatch.jacobian.parameters import layer_of
-from ntkwatch.kernel.bootstrap import bootstrap_weights, residual_ratio_samples
+from ntkwatch.kernel.bootstrap import bootstrap_weights
 from ntkwatch.kernel.gram import widest_float
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.buffers import buffer_share, outputs_of_parameters, parameters_part
+from ntkwatch.watch.decay import NO_DECAY, Shrunk
 from ntkwatch.watch.describe import unjudged
-from ntkwatch.watch.kernel_drift import finite_intervals, kernel_drift
-from ntkwatch.watch.measure import Measurement, Settings, linearized_function
+from ntkwatch.watch.kernel_drift import kernel_drift
+from ntkwatch.watch.linear_error import linearization
+from ntkwatch.watch.measure import Measurement, Settings
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Reading
 from ntkwatch.watch.task import change_target_correlation, task_rise
@@ -47,6 +45,7 @@ def compare(
     settings: Settings,
     weights: Tensor | None,
     targets: Tensor | None,
+    shrunk: Shrunk = NO_DECAY,
 ) -> Reading:
     """Return how far a model is from an anchor; call it inside ``undisturbed``.
 
@@ -57,6 +56,7 @@ def compare(
         weights: Bootstrap weights for intervals, or None for what costs least: no intervals, and
             no second kernel where buffers moved.
         targets: Of the probe, or None.
+        shrunk: What weight decay alone would have left of the anchor's weights.
 
     Returns:
         The reading; numbers that are not defined are None, with the reason in ``left_out``.
@@ -77,11 +77,8 @@ def compare(
         values |= task_rise(now.kernel.trace, anchor.kernel, targets, left_out)
     outputs = outputs_of_parameters(now, anchor, settings.moving)
     change = outputs - anchor.outputs
-    linear, error_interval = _linearization(
-        now, outputs, anchor, settings.moving, weights, left_out
-    )
-    if error_interval is not None:
-        intervals["linearization_error"] = error_interval
+    linear, of_errors = linearization(now, outputs, anchor, settings, weights, shrunk, left_out)
+    intervals |= of_errors
     return Reading(
         anchor_step=anchor.step,
         **linear,
@@ -103,86 +100,12 @@ def _why_no_drift(now: Measurement, anchor: Anchor) -> str:
     return "there is no per-sample kernel"
 
 
-def _linearization(
-    now: Measurement,
-    outputs: Tensor,
-    anchor: Anchor,
-    moving: tuple[str, ...],
-    weights: Tensor | None,
-    left_out: dict[str, str],
-) -> tuple[dict[str, Any], tuple[float, float] | None]:
-    """``|f - f_0 - J_0 (theta - theta_0)| / |f - f_0|`` on the probe, with its interval."""
-    change = outputs - anchor.outputs
-    if not bool(change.any()):
-        left_out["linearization_error"] = "the outputs on the probe did not change"
-        return {}, None
-    try:
-        linear, method = _linear_change(now, anchor, moving)
-    except CoverageError as cause:
-        left_out["linearization_error"] = str(cause)
-        return {}, None
-    residual = (change - linear.to(change)).square().sum(dim=1)
-    per_sample = change.square().sum(dim=1)
-    error = float((residual.sum() / per_sample.sum()).sqrt())
-    if not math.isfinite(error):
-        left_out["linearization_error"] = "the linearized outputs overflow"
-        return {}, None
-    values = {
-        "linearization_error": error,
-        "linearization_error_centred": _centred_error(change, linear.to(change)),
-        "linearization_method": method,
-    }
-    if weights is None:
-        return values, None
-    samples = {"": residual_ratio_samples(residual, per_sample, weights)}
-    return values, finite_intervals(samples).get("")
-
-
-def _centred_error(change: Tensor, linear: Tensor) -> float | None:
-    """The same without the mean over samples, which a shift common to all of them would be."""
-    left, own = ((part - part.mean(dim=0)).norm() for part in (change - linear, change))
-    rounding = torch.finfo(change.dtype).eps * change.norm()
-    return float(left / own) if bool(own > rounding) else None
-
-
 def _common_share(change: Tensor) -> float | None:
     """How much of it is one shift of all samples: what a bias alone could have learned."""
     whole = change.square().sum()
     if not bool(whole > 0):
         return None
     return float(change.mean(dim=0).square().sum() * len(change) / whole)
-
-
-def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) -> tuple[Tensor, str]:
-    problem = now.problem
-    present = (
-        norm_matched(problem.function, problem.inputs, moving, anchor.params)
-        if moving
-        else problem.function.params
-    )
-    moved = {
-        name: present[name] - then
-        for name, then in anchor.params.items()
-        if then.is_floating_point() or then.is_complex()
-    }
-    start = {name: anchor.params[name] for name in moved}
-    outputs_of = linearized_function(problem, moving, buffers=anchor.buffers)
-
-    def in_float64() -> OutputsOf:
-        function = problem.make(torch.float64)
-        inputs = cast_inputs(problem.inputs, device=anchor.outputs.device, dtype=torch.float64)
-        buffers = {
-            name: b.double() if b.is_floating_point() else b for name, b in anchor.buffers.items()
-        }
-        return linearized_function(
-            problem, moving, function=function, inputs=inputs, buffers=buffers
-        )
-
-    wide = anchor.outputs.device.type != "mps"
-    product = jacobian_vector_product(
-        outputs_of, start, moved, in_float64=in_float64 if wide else None
-    )
-    return product.change, product.method
 
 
 def _displacement(now: Measurement, anchor: Anchor) -> dict[str, Any]:

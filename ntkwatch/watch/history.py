@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkwatch.errors import HistoryError
+from ntkwatch.watch.angles import ANGLES_FILE, KernelAngles, angles_from_plain
 from ntkwatch.watch.plain import observation_from_plain, run_info_from_plain, to_plain
 from ntkwatch.watch.records import SCHEMA, Gap, GapKind, Observation, RunInfo
 
@@ -30,6 +31,7 @@ class History:
         gaps: Steps at which observing failed.
         problems: What was wrong with the file this history was read from, in words.
         path: That file.
+        angles: Between the kernels that were kept, or None where they are not known.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class History:
         *,
         problems: tuple[str, ...] = (),
         path: Path | None = None,
+        angles: KernelAngles | None = None,
     ) -> None:
         self.run = run if run is not None else RunInfo()
         self.gaps = list(gaps)
         self.problems = problems
         self.path = path
+        self.angles = angles
         self._by_step: dict[int, Observation] = {}
         for observation in observations:
             self.add(observation)
@@ -61,6 +65,7 @@ class History:
         self.run = run
         self._by_step.clear()
         self.gaps.clear()
+        self.angles = None
 
     @property
     def observations(self) -> tuple[Observation, ...]:
@@ -196,7 +201,19 @@ def read_history(run: str | Path) -> History:
         # Without it nobody knows what the reference was, so no verdict may rest on it.
         info = RunInfo(reference="unknown", reference_is_start=False)
         problems.append(f"{path.name} has no line that describes the run: settings are unknown")
-    return History(info, tuple(observations), tuple(gaps), problems=tuple(problems), path=path)
+    angles = _read_angles(path.with_name(ANGLES_FILE), problems)
+    found = (info, tuple(observations), tuple(gaps))
+    return History(*found, problems=tuple(problems), path=path, angles=angles)
+
+
+def _read_angles(path: Path, problems: list[str]) -> KernelAngles | None:
+    if not path.is_file():
+        return None
+    try:
+        return angles_from_plain(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read and was left out: {error}")
+        return None
 
 
 def _gap(plain: dict[str, Any]) -> Gap:

@@ -1,6 +1,6 @@
 """One look at a model, compared with what was kept of earlier ones. Nothing is remembered here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,10 +12,13 @@ from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.apart import apart
 from ntkwatch.watch.compare import compare, replicates
+from ntkwatch.watch.decay import NO_DECAY, Shrunk
+from ntkwatch.watch.later_anchors import LaterAnchors
 from ntkwatch.watch.measure import Measurement, Settings, measure, noise_floor
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Reading
 from ntkwatch.watch.settle import check_same_model, kept_state
+from ntkwatch.watch.since import Since, read_since
 
 __all__ = ["Kept", "Seen", "look"]
 
@@ -27,11 +30,15 @@ class Kept(NamedTuple):
         start: The reference.
         warmup: The anchor at the end of the warm-up, or None before it.
         floors: What the numbers read at the reference when nothing changed but rounding.
+        later: Further anchors, or None where they are not asked.
+        shrunk: What weight decay alone would have left of an anchor's weights.
     """
 
     start: Anchor
     warmup: Anchor | None
     floors: dict[str, float]
+    later: LaterAnchors | None = None
+    shrunk: Callable[[Anchor], Shrunk] = lambda anchor: NO_DECAY
 
 
 class Seen(NamedTuple):
@@ -45,6 +52,7 @@ class Seen(NamedTuple):
         floors: Its noise floors.
         reading: Since the reference.
         since_warmup: Since the end of the warm-up, or None before it.
+        since: Since further anchors.
     """
 
     settings: Settings
@@ -54,6 +62,7 @@ class Seen(NamedTuple):
     floors: dict[str, float]
     reading: Reading
     since_warmup: Reading | None
+    since: Since
 
 
 def look(
@@ -128,14 +137,36 @@ def _looked(
         elif fresh:
             kept = _kept_on(probe, model, settings, kept)
         how: dict[str, Any] = {"settings": settings, "weights": weights, "targets": probe.targets}
-        reading = compare(now, kept.start, **how)
+        reading = compare(now, kept.start, shrunk=kept.shrunk(kept.start), **how)
         since_warmup = None
         if kept.warmup is not None and step > kept.warmup.step:
-            since_warmup = compare(now, kept.warmup, **how)
+            since_warmup = compare(now, kept.warmup, shrunk=kept.shrunk(kept.warmup), **how)
+        since = _since(now, kept, reading, settings, step=step, fresh=fresh)
     without = now.left_out.get("kernel") if kept.start.kernel is None else None
     coupled = now.sketch is not None and now.sketch.coupled
     settings = replace(settings, no_kernel=without, coupled=coupled)
-    return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup)
+    return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup, since)
+
+
+def _since(
+    now: Measurement, kept: Kept, reading: Reading, settings: Settings, *, step: int, fresh: bool
+) -> Since:
+    """The readings from further anchors, where there are any and they are wanted."""
+    if kept.later is None:
+        return Since({}, {}, {})
+    since = read_since(
+        now,
+        kept.later.each(now.outputs.device),
+        settings,
+        step=step,
+        method=reading.linearization_method,
+        shrunk=kept.shrunk,
+        floor=kept.floors.get("output", 0.0),
+        fresh=fresh,
+        buffers_moved=reading.parameters_only is not None,
+    )
+    since.left_out.update({f"since/{key}": why for key, why in kept.later.lost.items()})
+    return since
 
 
 def _kept_on(probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept) -> Kept:
@@ -146,6 +177,8 @@ def _kept_on(probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept
         seen = measure(
             model, probe.inputs, settings, first=False, reference=kept.start.buffers, state=state
         )
-        return seen.as_anchor(anchor.step, keeps_full=settings.keeps_full)
+        there = seen.as_anchor(anchor.step, keeps_full=settings.keeps_full)
+        return replace(there, clock=anchor.clock)
 
-    return Kept(again(kept.start), None if kept.warmup is None else again(kept.warmup), kept.floors)
+    warmup = None if kept.warmup is None else again(kept.warmup)
+    return kept._replace(start=again(kept.start), warmup=warmup)
