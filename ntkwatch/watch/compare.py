@@ -11,9 +11,13 @@ from torch import Tensor
 
 from ntkwatch.errors import CoverageError
 from ntkwatch.jacobian.batchnorm import norm_matched
+from ntkwatch.jacobian.exchanged import put_in_place
 from ntkwatch.jacobian.inputs import cast_inputs
 from ntkwatch.jacobian.linearize import OutputsOf, jacobian_vector_product
 from ntkwatch.jacobian.parameters import layer_of
+from ntkwatch.jacobian.sharded import ShardedFunction
+from ntkwatch.jacobian.sharded_linearize import sharded_product
+from ntkwatch.jacobian.shards import local_part, over_shards
 from ntkwatch.kernel.bootstrap import bootstrap_weights, residual_ratio_samples
 from ntkwatch.kernel.gram import widest_float
 from ntkwatch.watch.anchors import Anchor
@@ -76,9 +80,7 @@ def compare(
     if weights is not None and known and now.kernel is not None and anchor.kernel is not None:
         values |= task_rise(now.kernel.trace, anchor.kernel, targets, left_out)
     outputs = outputs_of_parameters(now, anchor, settings.moving)
-    linear, error_interval = _linearization(
-        now, outputs, anchor, settings.moving, weights, left_out
-    )
+    linear, error_interval = _linearization(now, outputs, anchor, settings, weights, left_out)
     if error_interval is not None:
         intervals["linearization_error"] = error_interval
     return Reading(
@@ -104,7 +106,7 @@ def _linearization(
     now: Measurement,
     outputs: Tensor,
     anchor: Anchor,
-    moving: tuple[str, ...],
+    settings: Settings,
     weights: Tensor | None,
     left_out: dict[str, str],
 ) -> tuple[dict[str, Any], tuple[float, float] | None]:
@@ -114,7 +116,7 @@ def _linearization(
         left_out["linearization_error"] = "the outputs on the probe did not change"
         return {}, None
     try:
-        linear, method = _linear_change(now, anchor, moving)
+        linear, method = _linear_change(now, anchor, settings)
     except CoverageError as cause:
         left_out["linearization_error"] = str(cause)
         return {}, None
@@ -142,8 +144,10 @@ def _centred_error(change: Tensor, linear: Tensor) -> float | None:
     return float(left / own) if bool(own > rounding) else None
 
 
-def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) -> tuple[Tensor, str]:
-    problem = now.problem
+def _linear_change(now: Measurement, anchor: Anchor, settings: Settings) -> tuple[Tensor, str]:
+    problem, moving = now.problem, settings.moving
+    if isinstance(problem.function, ShardedFunction):
+        return _change_from_shards(now, problem.function, anchor, settings)
     present = (
         norm_matched(problem.function, problem.inputs, moving, anchor.params)
         if moving
@@ -174,6 +178,27 @@ def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) ->
     return product.change, product.method
 
 
+def _change_from_shards(
+    now: Measurement, function: ShardedFunction, anchor: Anchor, settings: Settings
+) -> tuple[Tensor, str]:
+    """The same where each process holds shards of the weights, now and at the anchor."""
+    odd = [name for name, then in anchor.params.items() if then.is_complex()]
+    if settings.moving or odd:
+        what = f"{len(settings.moving)} BatchNorms on batch statistics" if not odd else odd[0]
+        raise CoverageError(
+            f"the linearization error with {what} takes whole weights, to rescale or to view as "
+            "real numbers, and those of this model are sharded over processes. Compare saved "
+            "checkpoints in one process."
+        )
+    params, problem = function.params, now.problem
+    moved = {n: params[n] - then for n, then in anchor.params.items() if then.is_floating_point()}
+    buffers = function.own_buffers(anchor.buffers)
+    with put_in_place(function.model, anchor.params):
+        return sharded_product(
+            function, problem.inputs, buffers, problem.reduction, moved, settings.budget
+        )
+
+
 def _displacement(now: Measurement, anchor: Anchor) -> dict[str, Any]:
     """Distances of the watched parameters from the anchor, in all and by layer."""
     params = now.problem.function.params
@@ -182,10 +207,12 @@ def _displacement(now: Measurement, anchor: Anchor) -> dict[str, Any]:
     for name in now.problem.names:
         layer = layer_of(name)
         wide = widest_float(params[name].device)
-        difference = (params[name] - anchor.params[name]).abs().to(wide).square().sum()
-        size = anchor.params[name].abs().to(wide).square().sum()
-        moved2[layer] = moved2.get(layer, 0) + difference
-        size2[layer] = size2.get(layer, 0) + size
+        then, present = local_part(anchor.params[name]), local_part(params[name])
+        difference = (present - then).abs().to(wide).square().sum()
+        size = then.abs().to(wide).square().sum()
+        both = over_shards(torch.stack([difference, size]), params[name])
+        moved2[layer] = moved2.get(layer, 0) + both[0]
+        size2[layer] = size2.get(layer, 0) + both[1]
     moved = torch.stack(list(moved2.values())).sqrt().tolist()
     sizes = torch.stack(list(size2.values())).sqrt().tolist()
     total, whole = math.hypot(*moved), math.hypot(*sizes)

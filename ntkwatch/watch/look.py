@@ -6,7 +6,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ntkwatch.jacobian.exchanged import put_in_place
+from ntkwatch.jacobian.inputs import cast_inputs
 from ntkwatch.jacobian.parameters import check_finite_parameters, parameters_of
+from ntkwatch.jacobian.sharding_check import check_sharding
+from ntkwatch.jacobian.shards import sharding_modules
 from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.apart import apart
@@ -89,7 +93,9 @@ def look(
         check_same_model(model, kept.start)
     check_finite_parameters(params)
     weights = None if settings.metrics == "minimal" else replicates(probe)
-    with undisturbed(model), apart(model):
+    with undisturbed(model), apart(model), put_in_place(model, tensors or {}):
+        if first or fresh:
+            _check_processes(model, probe, settings)
         buffers = None if kept is None else kept.start.buffers
         now = measure(model, probe.inputs, settings, first=first, reference=buffers, state=tensors)
         if kept is None:
@@ -108,14 +114,24 @@ def look(
     return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup)
 
 
+def _check_processes(model: nn.Module, probe: ProbeBatch, settings: Settings) -> None:
+    """Where processes share a model's parameters, all of them must measure the same."""
+    if not sharding_modules(model):
+        return
+    device = next(model.parameters()).device
+    inputs = cast_inputs(probe.inputs, device=device, dtype=settings.dtype)
+    how: dict[str, Any] = {"engine": settings.engine, "batchnorm": settings.batchnorm}
+    check_sharding(model, [inputs], dtype=settings.dtype, **how)
+
+
 def _kept_on(probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept) -> Kept:
     """The same anchors as seen on another probe: from the weights that were kept of them."""
 
     def again(anchor: Anchor) -> Anchor:
         state = {**anchor.params, **anchor.buffers}
-        seen = measure(
-            model, probe.inputs, settings, first=False, reference=kept.start.buffers, state=state
-        )
+        how: dict[str, Any] = {"first": False, "reference": kept.start.buffers, "state": state}
+        with put_in_place(model, state):
+            seen = measure(model, probe.inputs, settings, **how)
         return seen.as_anchor(anchor.step, keeps_full=settings.keeps_full)
 
     return Kept(again(kept.start), None if kept.warmup is None else again(kept.warmup), kept.floors)

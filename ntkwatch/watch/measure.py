@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ntkwatch.errors import CoverageError, NonFiniteError, RandomForwardError, SampleCouplingError
 from ntkwatch.jacobian.batchnorm import batch_statistics
+from ntkwatch.jacobian.exchanged import put_in_place
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, take
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.problem import Problem, prepare
+from ntkwatch.jacobian.shards import local_part, part_of, with_local
 from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
@@ -187,7 +189,8 @@ def _kernel_or_sketch(problem: Problem, settings: Settings, *, first: bool) -> d
     except (SampleCouplingError, CoverageError) as error:
         why, coupled = str(error), isinstance(error, SampleCouplingError)
     sketch = None
-    if settings.engine in _SKETCHING:
+    # A sketch puts other weights in the place of shards than those, which cannot be.
+    if settings.engine in _SKETCHING and problem.function.replaceable:
         sketch = take_sketch(problem, settings.outputs, coupled=coupled, budget=settings.budget)
     return {"kernel": None, "sketch": sketch, "left_out": {"kernel": why}}
 
@@ -252,7 +255,15 @@ def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
     order = torch.arange(len(measured.outputs))
     if measured.kernel is not None:  # coupled samples may depend on their order, too
         order = order.flip(0)
-    problem = measured.problem.at(_last_places_moved(measured.problem.function.params))
+    state = _last_places_moved(measured.problem.function.params)
+    with put_in_place(measured.problem.function.model, state):
+        return _floor_at(measured.problem.at(state), measured, settings, order)
+
+
+def _floor_at(
+    problem: Problem, measured: Measurement, settings: Settings, order: Tensor
+) -> dict[str, float]:
+    """What the numbers read at weights that differ by rounding, on the samples in another order."""
     reverse = take(problem.inputs, order)
     with torch.no_grad():
         outputs = linearized_function(problem, settings.moving, inputs=reverse)({})
@@ -289,5 +300,6 @@ def _last_places_moved(params: Params) -> Params:
         if tensor.is_floating_point():
             noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
             factor = 1 + torch.finfo(tensor.dtype).eps * noise
-            moved[name] = tensor * factor.to(tensor)
+            own = local_part(tensor)
+            moved[name] = with_local(tensor, own * part_of(factor, tensor).to(own))
     return moved
