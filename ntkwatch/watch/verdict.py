@@ -155,8 +155,8 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
     readings = {START: _read(last, last.noise_floor, bands)}
     if last.since_warmup is not None:
         readings[WARMUP] = _read_since_warmup(history[0].step, last, last.since_warmup, bands)
-    guard = _guard(history, last, bands)
     strength, qualifier, why = _combine(readings)
+    guard = _guard(history, last, bands) or _only_a_shift(strength, last, why, bands)
     if guard is not None:
         strength, qualifier, why = Strength.UNDETERMINED, guard[0], guard[1]
     layers = _layers(last, bands)
@@ -220,6 +220,28 @@ def _nothing_moved(last: Observation, bands: Bands) -> tuple[str, str] | None:
             said += f"; moving buffers changed the kernel by {change} of its size"
         return "outputs did not move", said
     return None
+
+
+def _only_a_shift(
+    strength: Strength, last: Observation, why: str, bands: Bands
+) -> tuple[str, str] | None:
+    """Return the guard against what a bias alone could have learned, or None.
+
+    It is no evidence of features, however far weights went: Adam moves all of them for a shift, and
+    the noise of batches does so, too.
+    """
+    moved = strength in (Strength.TRANSITIONAL, Strength.FEATURE_LEARNING)
+    share, told = last.common_share, last.change_target_correlation
+    if not moved or share is None or share <= bands.common_share:
+        return None
+    if told is not None and told >= bands.target_correlation:
+        return None
+    rest = "" if told is None else f" and the rest does not go with the targets ({number(told)})"
+    return (
+        "only a common shift",
+        f"{share:.0%} of the outputs' change is one shift of all probe points{rest}, so that no "
+        f"features can have been learned yet; {why}",
+    )
 
 
 def _read(reading: Reading, floors: dict[str, float], bands: Bands) -> ReadingVerdict:

@@ -47,6 +47,8 @@ _AFTER_GUARD = {
     "probe too small": "Use probe_size=64 or more.",
     "too early": "Train on, and judge again when the loss has fallen.",
     "outputs did not move": "Check that the watched parameters receive gradients.",
+    "only a common shift": "Train on, and judge again when the network tells inputs apart; if it "
+    "never does, check the targets.",
     "no linearization error": "See the reason above; a verdict rests on this number.",
     "signals disagree": "Look at the layers, and use a larger probe to see which signal holds.",
     "derivative does not fit": "Look for weight decay, or for state that a forward pass keeps "
