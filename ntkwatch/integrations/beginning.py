@@ -27,18 +27,20 @@ class Beginning:
         settings: Arguments of ``KernelTracker``.
         draw: Given a seed, returns a fresh probe for an observation; None for the same probe at
             every one.
+        new: Makes a tracker: ``KernelTracker``, or one that has the help of other processes.
     """
 
     step: int = 0
     total_steps: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     draw: Callable[[int], ProbeBatch | None] | None = None
+    new: Callable[..., KernelTracker] = KernelTracker
 
     def tracker(self, probe: ProbeBatch) -> KernelTracker:
         """Return a tracker that has seen nothing yet."""
         first = self.step
         words = "before the first update" if first == 0 else f"step {first}, where this fit began"
-        tracker = KernelTracker(
+        tracker = self.new(
             probe,
             reference=words,
             reference_is_start=first == 0,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from ntkwatch.errors import NtkwatchError
+from ntkwatch.errors import NtkwatchError, ProcessError
 
 __all__ = ["Mishaps", "in_words", "say"]
 
@@ -45,7 +45,9 @@ class Mishaps:
             has_reference: Whether there is anything that later observations could be compared with.
         """
         self._in_a_row += 1
-        self.stood_down = not has_reference or self._in_a_row >= _FAILURES
+        # Processes that remember different things of a run cannot go on together.
+        apart = isinstance(error, ProcessError)
+        self.stood_down = not has_reference or apart or self._in_a_row >= _FAILURES
         if self._in_a_row == 1 or self.stood_down:
             then = "This run is not watched any further" if self.stood_down else "Training goes on"
             warnings.warn(

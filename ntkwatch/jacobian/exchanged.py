@@ -52,9 +52,9 @@ def put_in_place(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None
         yield
 
 
-def in_place_of(model: nn.Module, name: str) -> Tensor | None:
-    """Return what stands in the place of a parameter, or None where it is the model's own."""
-    return _in_place.get(model, {}).get(name)
+def in_place_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return what stands in the place of a model's own parameters, by name; mostly nothing."""
+    return _in_place.get(model, {})
 
 
 def _exchange_shards(stack: ExitStack, model: nn.Module, wanted: Mapping[int, Tensor]) -> None:

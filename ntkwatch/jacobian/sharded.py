@@ -80,6 +80,8 @@ class ShardedFunction(ModelFunction):
         }
         self.buffers = of_the_first(self.buffers, self.params)
         self._direction: Mapping[str, Tensor] = {}
+        self._given: Params = dict(in_place_of(model))
+        self.params |= {name: tensor.detach() for name, tensor in self._given.items()}
 
     @property
     def widest(self) -> torch.dtype:
@@ -181,6 +183,10 @@ class ShardedFunction(ModelFunction):
         self, inputs: Inputs, buffers: Mapping[str, Tensor] | None
     ) -> tuple[Tensor, Params]:
         """A forward pass, and the parameters that its modules gathered, by name."""
+        present = in_place_of(self.model)
+        ours = present.keys() == self._given.keys()
+        if not (ours and all(present[name] is given for name, given in self._given.items())):
+            self._refuse()
         live: Params = {}
         versions: dict[str, int] = {}
         stack = ExitStack()
@@ -267,12 +273,10 @@ class ShardedFunction(ModelFunction):
         """Do nothing: the forward pass is held not to write to parameters at each call."""
 
     def put_state(self, state: Params) -> None:
-        """Use the parameters that stand in the place of the model's own, and these buffers."""
+        """Use these parameters, while they stand in the place of the model's own, and buffers."""
         for name in self.params:
             if name in state:
-                if in_place_of(self.model, name) is not state[name]:
-                    self._refuse()
-                self.params[name] = state[name].detach()
+                self.params[name], self._given[name] = state[name].detach(), state[name]
         super().put_state({name: b for name, b in state.items() if name in self.buffers})
 
     def leaf_params(self, names: list[str]) -> Params:

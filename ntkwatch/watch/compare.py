@@ -205,8 +205,10 @@ def _change_from_shards(
     moved = {n: params[n] - then for n, then in anchor.params.items() if then.is_floating_point()}
     buffers = function.own_buffers(anchor.buffers)
     with put_in_place(function.model, anchor.params):
+        there = problem.at(anchor.params).function
+        assert isinstance(there, ShardedFunction)
         return sharded_product(
-            function, problem.inputs, buffers, problem.reduction, moved, settings.budget
+            there, problem.inputs, buffers, problem.reduction, moved, settings.budget
         )
 
 

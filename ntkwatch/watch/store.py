@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.shards import is_shard
 from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import KernelSpec
 from ntkwatch.watch.anchors import Anchor
@@ -102,7 +103,9 @@ class RunFiles:
         return read_probe(self.folder / _PROBE)
 
     def write_anchor(self, anchor: Anchor, kind: str = "start") -> None:
-        """Write an anchor: "start" or "warmup"."""
+        """Write an anchor, "start" or "warmup"; not one of which this process holds shards only."""
+        if any(is_shard(tensor) for tensor in anchor.params.values()):
+            return
         tensors = {f"param:{name}": tensor for name, tensor in anchor.params.items()}
         tensors |= {f"buffer:{name}": tensor for name, tensor in anchor.buffers.items()}
         tensors |= {f"layer:{name}": tensor for name, tensor in anchor.layers.items()}

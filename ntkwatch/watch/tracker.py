@@ -68,6 +68,8 @@ class KernelTracker:
         fresh_probe: Given the step, returns the probe of that observation: the reference and the
             present model are then both measured on it, so that no number hinges on one probe. The
             reference itself is taken on ``probe``.
+        helpers: Computes a problem's kernel together with other processes, as ``NTKMonitor`` has
+            them; None to compute it here.
         warmup_steps: The reading since warm-up starts at the first observation at or after this
             step.
         reference: Where the reference comes from, in words, for the record.
@@ -93,6 +95,7 @@ class KernelTracker:
         top_k: int = 8,
         metrics: Metrics = "standard",
         fresh_probe: Callable[[int], ProbeBatch] | None = None,
+        helpers: Callable[..., Kernel] | None = None,
         warmup_steps: int = _WARMUP_STEPS,
         reference: str = "the first observation",
         reference_is_start: bool = True,
@@ -116,6 +119,7 @@ class KernelTracker:
             dtype=dtype,
             metrics=metrics,
             top_k=top_k,
+            helpers=helpers,
         )
         self._route = Route()
         self._reference_words: dict[str, Any] = {
