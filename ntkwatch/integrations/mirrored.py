@@ -15,7 +15,7 @@ from ntkwatch.jacobian.inputs import leaves, map_inputs
 from ntkwatch.watch.helping import in_words
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
-from ntkwatch.watch.team import Team
+from ntkwatch.watch.team import Team, TeamGoneError
 from ntkwatch.watch.tracker import KernelTracker
 
 __all__ = ["LeadingTracker", "Mirror"]
@@ -118,7 +118,10 @@ class LeadingTracker(KernelTracker):
             failure = error
         finally:
             self._is_observing = False
-        said = self._team.gather("" if failure is None else in_words(failure))
+        try:
+            said = self._team.gather("" if failure is None else in_words(failure))
+        except TeamGoneError:  # this was the last look
+            said = [in_words(failure)] if failure else [""]
         if all(said) and failure is not None:
             raise failure
         if any(said):

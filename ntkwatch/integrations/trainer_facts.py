@@ -128,7 +128,8 @@ def crew_of(trainer: Any, settings: Mapping[str, Any], *, raises: bool) -> Crew:
     helps = "DDPStrategy" in kinds and "DeepSpeedStrategy" not in kinds
     if trainer.world_size < 2 or not (helps or _MIRRORED in kinds):
         return Crew()
-    return Crew(Team.of_all(), mirrors=not helps, settings=settings, raises=raises)
+    team = Team.of_all(lambda: bool(trainer.received_sigterm))
+    return Crew(team, mirrors=not helps, settings=settings, raises=raises)
 
 
 def refused_strategy(trainer: Any) -> str | None:

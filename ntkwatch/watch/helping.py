@@ -24,7 +24,7 @@ from ntkwatch.kernel.gram import widest_float
 from ntkwatch.watch.apart import apart
 from ntkwatch.watch.bits import bits_of
 from ntkwatch.watch.shares import Share, added_up, part_of_problem, shares_of, sums_of
-from ntkwatch.watch.team import Team
+from ntkwatch.watch.team import Team, TeamGoneError
 
 __all__ = ["Asking", "Helper", "Request", "in_words"]
 
@@ -125,6 +125,9 @@ class Asking:
             kernel, failure = self._together(problem, how)
         except _OwnFailure as failed:
             raise failed.error from None  # as it would be without helpers
+        except TeamGoneError:  # what is to be the last look is this process's own
+            self.alone = True
+            return problem.kernel(**how)
         except RuntimeError as error:  # a process is gone, and with it the connection
             kernel, failure = None, f"it cannot be reached ({in_words(error)})"
         if kernel is not None:

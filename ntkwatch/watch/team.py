@@ -6,15 +6,20 @@ reach him: a process that waits looks again and again whether it is over.
 
 import pickle
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["Team"]
+__all__ = ["Team", "TeamGoneError"]
 
 _PAUSE = 2e-4  # seconds between two looks: far less than an observation takes
+
+
+class TeamGoneError(RuntimeError):
+    """The processes are about to end, and wait for each other no more; never seen by users."""
 
 
 class Team:
@@ -22,21 +27,31 @@ class Team:
 
     Objects and tensors travel through the memory of the CPU, on any device.
 
+    Args:
+        group: A group of all processes.
+        is_ending: Tells whether this process was told to end.
+
     Attributes:
         rank: Number of this process; 0 is the first.
         size: Number of processes.
     """
 
-    def __init__(self, group: Any) -> None:
-        self._group = group
+    def __init__(self, group: Any, is_ending: Callable[[], bool] = lambda: False) -> None:
+        self._group, self._is_ending = group, is_ending
         self.rank = distributed.get_rank(group)
         self.size = distributed.get_world_size(group)
 
     @classmethod
-    def of_all(cls) -> "Team | None":
+    def of_all(cls, is_ending: Callable[[], bool] = lambda: False) -> "Team | None":
         """Return the team of all processes, or None where this one is alone.
 
         All processes must ask for it at the same point.
+
+        Args:
+            is_ending: Tells whether this process was told to end.
+
+        Returns:
+            The team.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return None
@@ -44,7 +59,7 @@ class Team:
             return None
         # A group of its own: its exchanges cannot be taken for the training's, nor for those that
         # Lightning makes in a signal handler.
-        return cls(distributed.new_group(backend="gloo"))
+        return cls(distributed.new_group(backend="gloo"), is_ending)
 
     @property
     def is_first(self) -> bool:
@@ -109,5 +124,9 @@ class Team:
     def _wait(self, work: Any) -> None:
         # Not in C++: there no signal is handled, and a process that is told to end would not hear.
         while not work.is_completed():
+            if self._is_ending():
+                # Lightning's handlers wait for each other on the training's group, one signal at a
+                # time: whoever waited for anything else meanwhile would never end.
+                raise TeamGoneError
             time.sleep(_PAUSE)
         work.wait()

@@ -333,9 +333,7 @@ def _fsdp(folder):
         for monitor in (_monitor(), None):
             torch.manual_seed(0)
             name = f"{'watched' if monitor else 'alone'}, {reshard}"
-            found[name] = fitted(
-                folder / name, monitor, net=Shaped(), reshard=reshard, keep=True
-            )
+            found[name] = fitted(folder / name, monitor, net=Shaped(), reshard=reshard, keep=True)
     torch.manual_seed(0)
     found["stream"] = fitted(
         folder / "stream", _monitor(), net=Shaped(), reshard=True, keep=True, stream=True

@@ -221,12 +221,10 @@ def test_a_strategy_that_shards_parameters_is_refused_politely(tmp_path):
     trainer(pl, tmp_path, [watch]).fit(module(pl), loader())
     assert len(watch.history) == 7
     run = trainer(pl, tmp_path, [watch], strategy=FSDPStrategy("cpu"))
-    with pytest.warns(UserWarning, match="FSDPStrategy keeps parameters in parts .* ntkwatch report CKPTS"):
+    with pytest.warns(UserWarning, match="FSDPStrategy keeps .*: ntkwatch report CKPTS"):
         run.fit(module(pl), loader())
     assert len(watch.history) == 0
-    strict = trainer(
-        pl, tmp_path, [_monitor(on_error="raise")], strategy=FSDPStrategy("cpu")
-    )
+    strict = trainer(pl, tmp_path, [_monitor(on_error="raise")], strategy=FSDPStrategy("cpu"))
     with pytest.raises(InputError, match="keeps parameters in parts"):
         strict.fit(module(pl), loader())
 
