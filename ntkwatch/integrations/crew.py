@@ -14,7 +14,9 @@ from torch import nn
 
 from ntkwatch.errors import ProcessError
 from ntkwatch.integrations.mirrored import LeadingTracker, Mirror
-from ntkwatch.watch.helping import Asking, Helper, Request, in_words
+from ntkwatch.watch.asking import Asking
+from ntkwatch.watch.helping import Helper
+from ntkwatch.watch.request import Request, in_words
 from ntkwatch.watch.team import Team
 from ntkwatch.watch.tracker import KernelTracker
 

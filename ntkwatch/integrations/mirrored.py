@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ntkwatch.errors import NtkwatchError, ProcessError
 from ntkwatch.jacobian.inputs import leaves, map_inputs
-from ntkwatch.watch.helping import in_words
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
+from ntkwatch.watch.request import in_words
 from ntkwatch.watch.team import Team, TeamGoneError
 from ntkwatch.watch.tracker import KernelTracker
 

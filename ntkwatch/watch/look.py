@@ -15,7 +15,8 @@ from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.apart import apart
 from ntkwatch.watch.compare import compare, replicates
-from ntkwatch.watch.measure import Measurement, Settings, measure, noise_floor
+from ntkwatch.watch.measure import Measurement, Settings, measure
+from ntkwatch.watch.noise import noise_floor
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Reading
 from ntkwatch.watch.settle import check_same_model, kept_state

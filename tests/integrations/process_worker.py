@@ -21,7 +21,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ntkwatch import KernelTracker, NTKMonitor, ProbeBatch
-from ntkwatch.watch.helping import Asking, Helper
+from ntkwatch.watch.asking import Asking
+from ntkwatch.watch.helping import Helper
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.team import Team
 
