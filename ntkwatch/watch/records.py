@@ -49,7 +49,7 @@ class Reading:
         linearization_error: ``|f - f_lin| / |f - f_0|`` on the probe, no unit, in [0, inf).
         linearization_error_centred: The same once the mean over probe points of each output is
             taken off both: without what a shift common to all samples makes of it.
-        linearization_method: "jvp", "double-vjp" or "finite-difference".
+        linearization_method: "jvp", "double-vjp", "vjp-rows" or "finite-difference".
         output_change: Root mean square of ``f - f_0`` over probe points and outputs, with ``f``,
             here and in the linearization error, of the present parameters and the anchor's buffers.
         common_share: Part of its square that is one shift of all probe points, in [0, 1]: what a
