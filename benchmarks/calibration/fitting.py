@@ -92,8 +92,8 @@ def judge_runs(runs: Sequence[Run], bands: Bands) -> list[Judged]:
 def fit_bands(runs: Sequence[Run]) -> Bands:
     """Return the bands of least cost: edges of the error, then those of the angle, until settled.
 
-    Every reading counts, against the twin with its own anchor. Of edges that cost the same, those in
-    the middle.
+    Every reading counts, against the twin with its own anchor. Of edges that cost the same, those
+    in the middle.
     """
     bands = Bands()
     for _ in range(3):

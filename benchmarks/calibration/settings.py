@@ -156,8 +156,8 @@ def _how(architecture: str, data: str, loss: str, optimizer: str, alpha: float) 
 
 
 def _controls() -> Iterator[Setting]:
-    for architecture in _REAL:
-        for control in ("independent targets", "decay only"):
+    for control in ("independent targets", "decay only"):
+        for architecture in _REAL:
             how = _how(architecture, "digits", "cross-entropy", "adamw", 1.0)
             yield Setting(group=control, control=control, **how)
     for alpha in (1.0, 10.0):
