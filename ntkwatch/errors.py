@@ -7,6 +7,7 @@ derives from ``NtkwatchError``, so that one ``except`` catches it all.
 __all__ = [
     "CheckpointError",
     "CoverageError",
+    "DivergedError",
     "ForwardError",
     "HistoryError",
     "InputError",
@@ -21,6 +22,7 @@ __all__ = [
     "SampleCouplingError",
     "SelectionError",
     "SingularKernelError",
+    "WeightsChangedError",
 ]
 
 
@@ -52,6 +54,10 @@ class NonFiniteError(NtkwatchError):
     """Weights, outputs or the kernel hold NaN or infinity."""
 
 
+class DivergedError(NonFiniteError):
+    """Weights, or the outputs that they give, are no longer finite: the training has diverged."""
+
+
 class SampleCouplingError(NtkwatchError):
     """The outputs of one sample depend on the other samples."""
 
@@ -78,6 +84,10 @@ class ModelChangedError(NtkwatchError):
 
 class ProcessError(NtkwatchError):
     """One of several processes that watch a training together failed, or saw something else."""
+
+
+class WeightsChangedError(ModelChangedError):
+    """A measurement changed weights or buffers that the model is trained with."""
 
 
 class HistoryError(NtkwatchError):

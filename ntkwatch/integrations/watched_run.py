@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ntkwatch.errors import InputError
+from ntkwatch.errors import DivergedError, InputError
 from ntkwatch.integrations.beginning import Beginning, earlier_part
 from ntkwatch.integrations.crew import Crew
 from ntkwatch.integrations.gathering import Gathering
@@ -181,8 +181,7 @@ class WatchedRun:
         self._observer.tell_start_loss(self._tracker, self.files, first)
         self._observer.losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
-        with self._mishaps.unwritten("the chart layout"):
-            self._outlet.lay_out()
+        self._outlet.lay_out(self._mishaps.unwritten)
 
     def take_reference(self, model: nn.Module, batch: Any, *, step: int, **place: Any) -> None:
         """Take the reference before the first update; gather a probe first where none was drawn.
@@ -249,8 +248,7 @@ class WatchedRun:
             return
         self._finished = True
         self._observer.verdict = verdict = judge(self.history)
-        with self._mishaps.unwritten("the verdict and the report"):
-            self._outlet.finish(self._tracker, verdict, self.files)
+        self._outlet.finish(self._tracker, verdict, self.files, self._mishaps.unwritten)
         folder = self.files.folder
         where = f"See {folder / 'report.html'} or run: ntkwatch report {shlex.quote(str(folder))}"
         say(
@@ -279,15 +277,21 @@ class WatchedRun:
         """
         try:
             yield
+        except DivergedError as error:
+            if not self.has_reference:
+                self._failed(step, error)
+            elif self._mishaps.diverged(step, error):
+                self._missed(Gap(step=step, reason=in_words(error), kind="diverged"))
         except Exception as error:
-            if self._mishaps.raises:
-                raise
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
+        if self._mishaps.raises:
+            raise error
         self._mishaps.failed(step, error, has_reference=self.has_reference)
         if self.has_reference:
-            gap = Gap(step=step, reason=in_words(error))
-            self.history.gaps.append(gap)
-            with self._mishaps.unwritten(f"the gap at step {step}"):
-                self.files.append(gap)
+            self._missed(Gap(step=step, reason=in_words(error)))
+
+    def _missed(self, gap: Gap) -> None:
+        assert self._tracker is not None
+        self._observer.missed(self._tracker, self.files, gap)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.watch.plain import observation_from_plain, run_info_from_plain, to_plain
-from ntkwatch.watch.records import SCHEMA, Gap, Observation, RunInfo
+from ntkwatch.watch.records import SCHEMA, Gap, GapKind, Observation, RunInfo
 
 __all__ = ["HISTORY_FILE", "History", "append_record", "find_history", "read_history"]
 
@@ -184,7 +184,7 @@ def read_history(run: str | Path) -> History:
             elif plain.get("record") == _OBSERVATION:
                 observations.append(observation_from_plain(plain))
             elif plain.get("record") == _GAP:
-                gaps.append(Gap(step=int(plain["step"]), reason=str(plain["reason"])))
+                gaps.append(_gap(plain))
         except (TypeError, KeyError, ValueError, AttributeError):
             problems.append(_unreadable(path, number, last=number == len(lines)))
     if info is None and not observations:
@@ -197,6 +197,12 @@ def read_history(run: str | Path) -> History:
         info = RunInfo(reference="unknown", reference_is_start=False)
         problems.append(f"{path.name} has no line that describes the run: settings are unknown")
     return History(info, tuple(observations), tuple(gaps), problems=tuple(problems), path=path)
+
+
+def _gap(plain: dict[str, Any]) -> Gap:
+    # Until 0.2 a gap had no kind; a kind that only a newer version knows reads as a failure.
+    kind: GapKind = "diverged" if plain.get("kind") == "diverged" else "failed"
+    return Gap(step=int(plain["step"]), reason=str(plain["reason"]), kind=kind)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

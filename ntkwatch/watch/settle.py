@@ -88,7 +88,7 @@ def settle(
         metrics=wanted.metrics,
         top_k=wanted.top_k,
         helpers=wanted.helpers,
-        keeps_full=wanted.metrics == "full" and probe.whole_training_set,
+        keeps_full=wanted.metrics == "full",
     )
 
 
