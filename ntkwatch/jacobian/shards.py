@@ -22,6 +22,7 @@ __all__ = [
     "part_of",
     "recover",
     "reshard",
+    "set_up",
     "sharding_modules",
     "shards_kept",
     "units_of",
@@ -166,6 +167,16 @@ def reshard(model: nn.Module) -> None:
         module.reshard()
 
 
+def set_up(model: nn.Module) -> None:
+    """Let FSDP make its own arrangements, which it puts off until a model first runs.
+
+    Made during a measurement, its hooks would be taken for the measurement's and removed; and a
+    part of the model that runs before the whole would count as the root for good.
+    """
+    for module in _outermost(model):
+        _do(module._get_fsdp_state(), "_lazy_init")
+
+
 def recover(model: nn.Module) -> None:
     """Bring FSDP back to rest after a forward pass that was cut short by an exception."""
     groups = [group for m in sharding_modules(model).values() for group in _groups(m)]
@@ -191,9 +202,7 @@ def shards_kept(model: nn.Module) -> Iterator[None]:
     """
     groups = [group for m in sharding_modules(model).values() for group in _groups(m)]
     waiting = [group.reduce_grads for group in groups]
-    for module in _outermost(model):
-        # Else a part of the model that runs before the whole would count as the root for good.
-        _do(module._get_fsdp_state(), "_lazy_init")
+    set_up(model)
     try:
         # The backward passes of a measurement would reduce gradients of accumulated batches early.
         for group in groups:

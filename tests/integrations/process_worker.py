@@ -160,7 +160,8 @@ def fitted(folder, monitor, *, net=None, reshard=None, stream=False, keep=False,
         except Exception as error:
             raised = f"{type(error).__name__}: {error}"
     left = remains(model, trainer)
-    left["state"] = {n: _local(t) for n, t in left["state"].items()}
+    for kind in ("state", "gradients"):
+        left[kind] = {n: _local(t) for n, t in left[kind].items()}
     left["optimizers"] = [_local_states(o) for o in left["optimizers"]]
     ours = [str(w.message) for w in said if "ntkwatch" in str(w.message)]
     found = {"left": left, "raised": raised, "said": ours, "weights": keeper.weights}
