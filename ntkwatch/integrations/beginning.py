@@ -29,6 +29,7 @@ class Beginning:
         draw: Given a seed, returns a fresh probe for an observation; None for the same probe at
             every one.
         decay: Counts what weight decay does, from the first step on.
+        new: Makes a tracker: ``KernelTracker``, or one that has the help of other processes.
     """
 
     step: int = 0
@@ -36,12 +37,13 @@ class Beginning:
     settings: Mapping[str, Any] = field(default_factory=dict)
     draw: Callable[[int], ProbeBatch | None] | None = None
     decay: DecayClock = field(default_factory=DecayClock)
+    new: Callable[..., KernelTracker] = KernelTracker
 
     def tracker(self, probe: ProbeBatch, files: RunFiles) -> KernelTracker:
         """Return a tracker that has seen nothing yet and keeps its anchors in a run's folder."""
         first = self.step
         words = "before the first update" if first == 0 else f"step {first}, where this fit began"
-        tracker = KernelTracker(
+        tracker = self.new(
             probe,
             reference=words,
             reference_is_start=first == 0,

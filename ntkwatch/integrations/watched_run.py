@@ -3,6 +3,7 @@
 No training framework is known here: a callback tells it where training is and hands it the model.
 """
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ntkwatch.errors import DivergedError, InputError
 from ntkwatch.integrations.beginning import Beginning, earlier_part
+from ntkwatch.integrations.crew import Crew
 from ntkwatch.integrations.gathering import Gathering
 from ntkwatch.integrations.mishaps import Mishaps, in_words, say
 from ntkwatch.integrations.observer import Observer
@@ -52,6 +54,7 @@ class WatchedRun:
         on_verdict: Called with the verdict when its strength changes.
         keeps_files: Whether the folder stays after the run.
         tell: Called with the line that says how the run ended.
+        crew: The processes of the run; by default this one alone.
 
     Attributes:
         files: The run's folder.
@@ -70,6 +73,7 @@ class WatchedRun:
         on_verdict: Callable[[Verdict], object] | None,
         keeps_files: bool = True,
         tell: Callable[[str], object] = say,
+        crew: Crew | None = None,
     ) -> None:
         self.files = RunFiles(folder)
         self._outlet, self._schedule = outlet, schedule
@@ -78,7 +82,8 @@ class WatchedRun:
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
         self._mishaps = Mishaps(on_error)
         self._observer = Observer(outlet, self._budget, self._mishaps, on_verdict)
-        self._keeps_files, self._tell = keeps_files, tell
+        self._keeps_files, self._tell, self._crew = keeps_files, tell, crew or Crew()
+        self._not_before = -math.inf
         self._tracker: KernelTracker | None = None
         self._beginning = Beginning()
         self._gathering: Gathering | None = None
@@ -108,6 +113,11 @@ class WatchedRun:
     def stood_down(self) -> bool:
         """Whether failures have ended the watching."""
         return self._mishaps.stood_down
+
+    @property
+    def next_step(self) -> float:
+        """The first step at which an observation may be made."""
+        return max(self._schedule.next_step, self._not_before)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on from here: plain values only."""
@@ -155,6 +165,7 @@ class WatchedRun:
             total_steps=total_steps,
             settings=self._tracker_settings,
             draw=draw if resample else None,
+            new=self._crew.new_tracker,
         )
         self._schedule.expect(total_steps)
         device = next(model.parameters()).device
@@ -218,10 +229,18 @@ class WatchedRun:
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
-        if not self.has_reference or not self._schedule.is_due(step):
+        if not self.has_reference or step < self.next_step:
             return
         if not self._capped or self._budget.affords_another():
             self._observe(model, step, **place)
+        elif not self._crew.is_alone:
+            self._not_before = step + self._steps_to_wait(step)
+
+    def _steps_to_wait(self, step: int) -> int:
+        """Steps until other processes are asked to meet again: half of those it will take."""
+        taken = step - self._beginning.step
+        seconds = self._budget.seconds_to_wait()
+        return max(1, int(seconds / 2 * taken / max(self._budget.elapsed, 1e-9)))
 
     def observe_last(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe the end of training, unless that was done just now."""

@@ -55,6 +55,10 @@ class OverheadBudget:
 
     def affords_another(self) -> bool:
         """Return whether one more observation, and the last one, would stay within the share."""
+        return self.seconds_to_wait() <= 0
+
+    def seconds_to_wait(self) -> float:
+        """Return in how many seconds one more is affordable; none or fewer if it is now."""
         # The last step is always observed, so its price is put aside beforehand.
         expected = self.spent + 2 * self._dearest
-        return expected <= self.max_overhead * (self.elapsed + 2 * self._dearest)
+        return expected / self.max_overhead - (self.elapsed + 2 * self._dearest)

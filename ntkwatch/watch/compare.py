@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkwatch.jacobian.parameters import layer_of
+from ntkwatch.jacobian.shards import local_part, over_shards
 from ntkwatch.kernel.bootstrap import bootstrap_weights
 from ntkwatch.kernel.gram import widest_float
 from ntkwatch.watch.anchors import Anchor
@@ -116,10 +117,12 @@ def _displacement(now: Measurement, anchor: Anchor) -> dict[str, Any]:
     for name in now.problem.names:
         layer = layer_of(name)
         wide = widest_float(params[name].device)
-        difference = (params[name] - anchor.params[name]).abs().to(wide).square().sum()
-        size = anchor.params[name].abs().to(wide).square().sum()
-        moved2[layer] = moved2.get(layer, 0) + difference
-        size2[layer] = size2.get(layer, 0) + size
+        then, present = local_part(anchor.params[name]), local_part(params[name])
+        difference = (present - then).abs().to(wide).square().sum()
+        size = then.abs().to(wide).square().sum()
+        both = over_shards(torch.stack([difference, size]), params[name])
+        moved2[layer] = moved2.get(layer, 0) + both[0]
+        size2[layer] = size2.get(layer, 0) + both[1]
     moved = torch.stack(list(moved2.values())).sqrt().tolist()
     sizes = torch.stack(list(size2.values())).sqrt().tolist()
     total, whole = math.hypot(*moved), math.hypot(*sizes)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ntkwatch.errors import CoverageError
 from ntkwatch.jacobian.batchnorm import norm_matched
+from ntkwatch.jacobian.exchanged import put_in_place
 from ntkwatch.jacobian.inputs import cast_inputs
 from ntkwatch.jacobian.linearize import (
     EXACT,
@@ -20,6 +21,8 @@ from ntkwatch.jacobian.linearize import (
     jacobian_vector_product,
     unchecked_product,
 )
+from ntkwatch.jacobian.sharded import ShardedFunction
+from ntkwatch.jacobian.sharded_linearize import sharded_product
 from ntkwatch.kernel.bootstrap import residual_ratio_samples
 from ntkwatch.kernel.gram import widest_float
 from ntkwatch.watch.anchors import Anchor
@@ -190,6 +193,8 @@ def _linear_change(
     now: Measurement, anchor: Anchor, settings: Settings, method: str | None
 ) -> Linearized:
     problem, moving = now.problem, settings.moving
+    if isinstance(problem.function, ShardedFunction):
+        return _change_from_shards(now, problem.function, anchor, settings)
     present = (
         norm_matched(problem.function, problem.inputs, moving, anchor.params)
         if moving
@@ -219,3 +224,26 @@ def _linear_change(
     return jacobian_vector_product(
         outputs_of, start, moved, in_float64=in_float64 if wide else None
     )
+
+
+def _change_from_shards(
+    now: Measurement, function: ShardedFunction, anchor: Anchor, settings: Settings
+) -> Linearized:
+    """The same where each process holds shards of the weights, now and at the anchor."""
+    odd = [name for name, then in anchor.params.items() if then.is_complex()]
+    if settings.moving or odd:
+        what = f"{len(settings.moving)} BatchNorms on batch statistics" if not odd else odd[0]
+        raise CoverageError(
+            f"the linearization error with {what} takes whole weights, to rescale or to view as "
+            "real numbers, and those of this model are sharded over processes. Compare saved "
+            "checkpoints in one process."
+        )
+    params, problem = function.params, now.problem
+    moved = {n: params[n] - then for n, then in anchor.params.items() if then.is_floating_point()}
+    buffers = function.own_buffers(anchor.buffers)
+    with put_in_place(function.model, anchor.params):
+        there = problem.at(anchor.params).function
+        assert isinstance(there, ShardedFunction)
+        return sharded_product(
+            there, problem.inputs, buffers, problem.reduction, moved, settings.budget
+        )

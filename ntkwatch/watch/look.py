@@ -7,14 +7,19 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ntkwatch.errors import DivergedError, NonFiniteError
+from ntkwatch.jacobian.exchanged import put_in_place
+from ntkwatch.jacobian.inputs import cast_inputs
 from ntkwatch.jacobian.parameters import check_finite_parameters, parameters_of
+from ntkwatch.jacobian.sharding_check import check_sharding
+from ntkwatch.jacobian.shards import sharding_modules
 from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.apart import apart
 from ntkwatch.watch.compare import compare, replicates
 from ntkwatch.watch.decay import NO_DECAY, Shrunk
 from ntkwatch.watch.later_anchors import LaterAnchors
-from ntkwatch.watch.measure import Measurement, Settings, measure, noise_floor
+from ntkwatch.watch.measure import Measurement, Settings, measure
+from ntkwatch.watch.noise import noise_floor
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Reading
 from ntkwatch.watch.settle import check_same_model, kept_state
@@ -128,7 +133,9 @@ def _looked(
     weights = None if settings.metrics == "minimal" else replicates(probe)
     anchors = [] if kept is None else [kept.start, *([kept.warmup] if kept.warmup else [])]
     copies = [{**anchor.params, **anchor.buffers} for anchor in anchors]
-    with undisturbed(model, copies=copies), apart(model):
+    with undisturbed(model, copies=copies), apart(model), put_in_place(model, state or {}):
+        if first or fresh:
+            _check_processes(model, probe, settings)
         buffers = None if kept is None else kept.start.buffers
         now = measure(model, probe.inputs, settings, first=first, reference=buffers, state=state)
         if kept is None:
@@ -169,14 +176,24 @@ def _since(
     return since
 
 
+def _check_processes(model: nn.Module, probe: ProbeBatch, settings: Settings) -> None:
+    """Where processes share a model's parameters, all of them must measure the same."""
+    if not sharding_modules(model):
+        return
+    device = next(model.parameters()).device
+    inputs = cast_inputs(probe.inputs, device=device, dtype=settings.dtype)
+    how: dict[str, Any] = {"engine": settings.engine, "batchnorm": settings.batchnorm}
+    check_sharding(model, [inputs], dtype=settings.dtype, **how)
+
+
 def _kept_on(probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept) -> Kept:
     """The same anchors as seen on another probe: from the weights that were kept of them."""
 
     def again(anchor: Anchor) -> Anchor:
         state = {**anchor.params, **anchor.buffers}
-        seen = measure(
-            model, probe.inputs, settings, first=False, reference=kept.start.buffers, state=state
-        )
+        how: dict[str, Any] = {"first": False, "reference": kept.start.buffers, "state": state}
+        with put_in_place(model, state):
+            seen = measure(model, probe.inputs, settings, **how)
         there = seen.as_anchor(anchor.step, keeps_full=settings.keeps_full)
         return replace(there, clock=anchor.clock)
 

@@ -5,6 +5,7 @@ What is measured here stands for itself; comparing it with a reference is anothe
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,25 +15,24 @@ from ntkwatch.errors import CoverageError, DivergedError, RandomForwardError, Sa
 from ntkwatch.jacobian.batchnorm import batch_statistics
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs, take
+from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.problem import Problem, prepare
 from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
-from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
 from ntkwatch.kernel.gram import check_finite, widest_float
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.sketching import sketch_floors, take_sketch, too_large
+from ntkwatch.watch.sketching import take_sketch, too_large
 
 __all__ = [
     "Measurement",
     "Metrics",
     "Settings",
     "WatchEngine",
+    "kernel_of",
     "linearized_function",
     "measure",
-    "noise_floor",
 ]
 
 # By cost: "minimal" takes no eigenvalue and no second kernel; "standard" what the (N, N) trace
@@ -61,6 +61,7 @@ class Settings:
         keeps_full: Whether anchors keep the kernel between outputs, too.
         no_kernel: Why there is no kernel, as found at the reference; or None.
         coupled: Whether that is because samples depend on each other.
+        helpers: Computes a problem's kernel together with other processes, or None.
     """
 
     names: tuple[str, ...]
@@ -76,6 +77,7 @@ class Settings:
     keeps_full: bool = False
     no_kernel: str | None = None
     coupled: bool = False
+    helpers: Callable[..., Kernel] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +182,7 @@ def _kernel_or_sketch(problem: Problem, settings: Settings, *, first: bool) -> d
         if why is None:
             why = _why_to_sketch(problem, settings)
         if why is None and settings.engine != "sketch":
-            kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
+            kernel = kernel_of(problem, settings)
             check_finite(kernel.matrix)
             return {"kernel": kernel}
     except RandomForwardError:
@@ -188,9 +190,34 @@ def _kernel_or_sketch(problem: Problem, settings: Settings, *, first: bool) -> d
     except (SampleCouplingError, CoverageError) as error:
         why, coupled = str(error), isinstance(error, SampleCouplingError)
     sketch = None
-    if settings.engine in _SKETCHING:
+    # A sketch puts other weights in the place of shards than those, which cannot be.
+    if settings.engine in _SKETCHING and problem.function.replaceable:
         sketch = take_sketch(problem, settings.outputs, coupled=coupled, budget=settings.budget)
     return {"kernel": None, "sketch": sketch, "left_out": {"kernel": why}}
+
+
+def kernel_of(
+    problem: Problem,
+    settings: Settings,
+    *,
+    budget: int | None = None,
+    order: Tensor | None = None,
+) -> Kernel:
+    """Return the kernel of a problem, with the help of other processes where there is any.
+
+    Args:
+        problem: Model and probe.
+        settings: Of the run.
+        budget: Bytes; by default those of the settings.
+        order: Of the samples.
+
+    Returns:
+        The kernel.
+    """
+    assert settings.engine != "sketch"
+    compute = problem.kernel if settings.helpers is None else partial(settings.helpers, problem)
+    budget = settings.budget if budget is None else budget
+    return compute(engine=settings.engine, budget=budget, order=order)
 
 
 def _why_to_sketch(problem: Problem, settings: Settings) -> str | None:
@@ -235,60 +262,3 @@ def linearized_function(
         return outputs
 
     return outputs_of
-
-
-def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
-    """Return what the numbers read when nothing changed but rounding.
-
-    Everything is computed a second time with every weight moved by up to one unit in its last
-    place, the samples in reverse order and in other chunks.
-
-    Args:
-        measured: A look at the model, which must not have changed since.
-        settings: Of the run.
-
-    Returns:
-        Relative kernel change, angles and root mean square output change between the two.
-    """
-    order = torch.arange(len(measured.outputs))
-    if measured.kernel is not None:  # coupled samples may depend on their order, too
-        order = order.flip(0)
-    problem = measured.problem.at(_last_places_moved(measured.problem.function.params))
-    reverse = take(problem.inputs, order)
-    with torch.no_grad():
-        outputs = linearized_function(problem, settings.moving, inputs=reverse)({})
-    change = (outputs[order].to(measured.outputs) - measured.outputs).square().mean().sqrt()
-    floors = {"output": change}
-    kernel = measured.kernel
-    if kernel is not None and bool(kernel.trace.any()):
-        # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
-        budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes))
-        assert settings.engine != "sketch"
-        again = problem.kernel(engine=settings.engine, budget=budget, order=order)
-        floors["relative_kernel_change"] = relative_kernel_change(again.trace, kernel.trace)
-        floors["kernel_angle"] = kernel_angle(again.trace, kernel.trace)
-        angles = [
-            kernel_angle(again.layers[layer], part)
-            for layer, part in kernel.layers.items()
-            if bool(part.any()) and bool(again.layers[layer].any())
-        ]
-        if angles:
-            floors["layer_angle_median"] = torch.stack(angles).max()
-    rounded = {key: float(value) for key, value in floors.items()}
-    if (sketch := measured.sketch) is not None:
-        how = (problem, settings.outputs)
-        second = take_sketch(*how, coupled=sketch.coupled, budget=settings.budget)
-        rounded |= sketch_floors(second, sketch)
-    return rounded
-
-
-def _last_places_moved(params: Params) -> Params:
-    """Every weight times ``1 + eps u`` with u uniform in [-1, 1]."""
-    generator = torch.Generator().manual_seed(0)
-    moved = {}
-    for name, tensor in params.items():
-        if tensor.is_floating_point():
-            noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
-            factor = 1 + torch.finfo(tensor.dtype).eps * noise
-            moved[name] = tensor * factor.to(tensor)
-    return moved

@@ -55,7 +55,7 @@ class Reading:
             alone would have left of ``theta_0``; None where nothing decayed or it is not known.
         decayed_norm_ratio: ``|c theta_0|_2 / |theta_0|_2``, no unit; None likewise.
         output_change_decayed: ``output_change`` from ``f(c theta_0)`` instead; None likewise.
-        linearization_method: "jvp", "double-vjp" or "finite-difference".
+        linearization_method: "jvp", "double-vjp", "vjp-rows" or "finite-difference".
         output_change: Root mean square of ``f - f_0`` over probe points and outputs, with ``f``,
             here and in the linearization error, of the present parameters and the anchor's buffers.
         common_share: Part of its square that is one shift of all probe points, in [0, 1]: what a

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.shards import is_shard
 from ntkwatch.watch.anchor_files import (
     AnchorFolder,
     read_anchor,
@@ -94,7 +95,9 @@ class RunFiles:
         return read_probe(self.folder / _PROBE)
 
     def write_anchor(self, anchor: Anchor, kind: str = "start") -> None:
-        """Write an anchor: "start" or "warmup"."""
+        """Write an anchor: "start" or "warmup"; not one of which this process holds shards only."""
+        if any(is_shard(tensor) for tensor in anchor.params.values()):
+            return
         write_anchor(self.folder / _ANCHORS[kind], anchor)
 
     def read_anchor(self, kind: str = "start", *, device: torch.device) -> Anchor | None:

@@ -19,7 +19,7 @@ from ntkwatch.jacobian.engine import check_batchnorm, check_choice
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
-from ntkwatch.jacobian.spec import BatchNormMode
+from ntkwatch.jacobian.spec import BatchNormMode, Kernel
 from ntkwatch.watch.describe import run_info
 from ntkwatch.watch.held_out import HeldOut, check_held_out
 from ntkwatch.watch.look import Seen, look
@@ -74,6 +74,8 @@ class KernelTracker(Remembering):
         fresh_probe: Given the step, returns the probe of that observation: the reference and the
             present model are then both measured on it, so that no number hinges on one probe. The
             reference itself is taken on ``probe``.
+        helpers: Computes a problem's kernel together with other processes, as ``NTKMonitor`` has
+            them; None to compute it here.
         held_out: Samples with targets that the model is not trained on, where ``probe`` is the
             whole training set (at most 4000 samples times outputs) and ``metrics`` is "full": every
             observation after the reference then says what regression with the kernels at the start
@@ -105,6 +107,7 @@ class KernelTracker(Remembering):
         top_k: int = 8,
         metrics: Metrics = "standard",
         fresh_probe: Callable[[int], ProbeBatch] | None = None,
+        helpers: Callable[..., Kernel] | None = None,
         held_out: ProbeBatch | None = None,
         warmup_steps: float = _WARMUP_STEPS,
         reference: str = "the first observation",
@@ -134,6 +137,7 @@ class KernelTracker(Remembering):
             dtype=dtype,
             metrics=metrics,
             top_k=top_k,
+            helpers=helpers,
         )
         self._reference_words: dict[str, Any] = {
             "reference": reference,

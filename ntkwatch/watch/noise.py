@@ -1,0 +1,80 @@
+"""What the numbers of a run read when nothing changed but rounding."""
+
+import torch
+from torch import Tensor
+
+from ntkwatch.jacobian.exchanged import put_in_place
+from ntkwatch.jacobian.functional import Params
+from ntkwatch.jacobian.inputs import take
+from ntkwatch.jacobian.problem import Problem
+from ntkwatch.jacobian.shards import local_part, part_of, with_local
+from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
+from ntkwatch.watch.measure import Measurement, Settings, kernel_of, linearized_function
+from ntkwatch.watch.sketching import sketch_floors, take_sketch
+
+__all__ = ["noise_floor"]
+
+
+def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
+    """Return what the numbers read when nothing changed but rounding.
+
+    Everything is computed a second time with every weight moved by up to one unit in its last
+    place, the samples in reverse order and in other chunks.
+
+    Args:
+        measured: A look at the model, which must not have changed since.
+        settings: Of the run.
+
+    Returns:
+        Relative kernel change, angles and root mean square output change between the two.
+    """
+    order = torch.arange(len(measured.outputs))
+    if measured.kernel is not None:  # coupled samples may depend on their order, too
+        order = order.flip(0)
+    state = _last_places_moved(measured.problem.function.params)
+    with put_in_place(measured.problem.function.model, state):
+        return _floor_at(measured.problem.at(state), measured, settings, order)
+
+
+def _floor_at(
+    problem: Problem, measured: Measurement, settings: Settings, order: Tensor
+) -> dict[str, float]:
+    """What the numbers read at weights that differ by rounding, on the samples in another order."""
+    reverse = take(problem.inputs, order)
+    with torch.no_grad():
+        outputs = linearized_function(problem, settings.moving, inputs=reverse)({})
+    change = (outputs[order].to(measured.outputs) - measured.outputs).square().mean().sqrt()
+    floors = {"output": change}
+    kernel = measured.kernel
+    if kernel is not None and bool(kernel.trace.any()):
+        # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
+        budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes))
+        again = kernel_of(problem, settings, budget=budget, order=order)
+        floors["relative_kernel_change"] = relative_kernel_change(again.trace, kernel.trace)
+        floors["kernel_angle"] = kernel_angle(again.trace, kernel.trace)
+        angles = [
+            kernel_angle(again.layers[layer], part)
+            for layer, part in kernel.layers.items()
+            if bool(part.any()) and bool(again.layers[layer].any())
+        ]
+        if angles:
+            floors["layer_angle_median"] = torch.stack(angles).max()
+    rounded = {key: float(value) for key, value in floors.items()}
+    if (sketch := measured.sketch) is not None:
+        how = (problem, settings.outputs)
+        second = take_sketch(*how, coupled=sketch.coupled, budget=settings.budget)
+        rounded |= sketch_floors(second, sketch)
+    return rounded
+
+
+def _last_places_moved(params: Params) -> Params:
+    """Every weight times ``1 + eps u`` with u uniform in [-1, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for name, tensor in params.items():
+        if tensor.is_floating_point():
+            noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
+            factor = 1 + torch.finfo(tensor.dtype).eps * noise
+            own = local_part(tensor)
+            moved[name] = with_local(tensor, own * part_of(factor, tensor).to(own))
+    return moved
