@@ -18,6 +18,7 @@ from ntkwatch.integrations.trainer_facts import (
     averages_weights,
     can_watch,
     loss_of,
+    may_stop_early,
     place_of,
     total_steps,
     training_facts,
@@ -238,6 +239,7 @@ class NTKMonitor(_Base):
                 interrupted=state,
                 draw=lambda seed: self._draw_probe(trainer, pl_module, seed),
                 resample=self.resample_probe,
+                may_stop_early=may_stop_early(trainer),
                 training=lambda: training_facts(trainer, pl_module, self.loss_function),
             )
 

@@ -19,6 +19,7 @@ from ntkwatch.integrations.tensorboard import (
 from ntkwatch.kernel.spectrum import eigenvalues
 from ntkwatch.report.html import render_html
 from ntkwatch.watch.bands import Strength
+from ntkwatch.watch.plain import to_plain
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
@@ -104,7 +105,6 @@ class Outlet:
         verdict: Verdict,
         files: RunFiles,
         *,
-        share: float,
         last: bool = False,
     ) -> None:
         """Write one observation to the folder, to every logger and to TensorBoard.
@@ -114,13 +114,12 @@ class Outlet:
             observation: What it saw.
             verdict: As of it.
             files: The run's folder.
-            share: Share of wall time spent on observing.
             last: Whether training is over.
         """
         x = observation.step if observation.logged_step is None else observation.logged_step
         scalars = {
             f"{self._settings.name}/{tag}": value
-            for tag, value in scalars_of(observation, verdict, share=share).items()
+            for tag, value in scalars_of(observation, verdict).items()
         }
         news, self._shown = last or verdict.strength != self._shown, verdict.strength
         actions: list[Callable[[], object]] = [lambda: files.append(observation)]
@@ -155,7 +154,9 @@ class Outlet:
 
     def finish(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
         """Write the verdict and the report."""
-        files.write_json("verdict.json", verdict.to_plain())
+        cost = tracker.history.cost
+        about = {} if cost is None else {"cost": to_plain(cost)}
+        files.write_json("verdict.json", {**verdict.to_plain(), **about})
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
         files.write_text("report.html", render_html(tracker.history, verdict, title=title))
 

@@ -25,7 +25,7 @@ class EarlierPart:
         probe: Its probe.
         start: Its reference.
         warmup: Its anchor at the end of the warm-up, if that was reached.
-        last_kernel: Trace kernel of its last observation, if that was written.
+        last_kernel: Trace kernel of its last whole observation, if that was written.
     """
 
     files: RunFiles
@@ -72,6 +72,7 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
     start = files.read_anchor(device=device)
     warmup = files.read_anchor("warmup", device=device)
     assert start is not None
+    whole = history.last_whole
     in_time = warmup is not None and warmup.step <= step
     return EarlierPart(
         files=files,
@@ -79,7 +80,7 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
         probe=files.read_probe(),
         start=start,
         warmup=warmup if in_time else None,
-        last_kernel=files.read_kernel(kept[-1].step, device=device) if kept else None,
+        last_kernel=None if whole is None else files.read_kernel(whole.step, device=device),
     )
 
 

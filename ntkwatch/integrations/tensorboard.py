@@ -44,13 +44,12 @@ def is_writer(thing: Any) -> bool:
     return all(callable(getattr(thing, method, None)) for method in methods)
 
 
-def scalars_of(observation: Observation, verdict: Verdict, *, share: float) -> dict[str, float]:
+def scalars_of(observation: Observation, verdict: Verdict) -> dict[str, float]:
     """Return the scalars that a run's loggers get, without prefix; what is unknown is left out.
 
     Args:
         observation: The last observation.
-        verdict: As of it.
-        share: Share of wall time spent on observing.
+        verdict: As of the last whole one.
 
     Returns:
         Values by tag.
@@ -61,7 +60,7 @@ def scalars_of(observation: Observation, verdict: Verdict, *, share: float) -> d
     if observation.top_eigenvalues:
         values["top_eigenvalue_1"] = observation.top_eigenvalues[0]
     values["strength"] = verdict.strength.rank
-    values["overhead_share"] = share
+    values["overhead_share"] = observation.overhead_share
     return {tag: float(value) for tag, value in values.items() if value is not None}
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "averages_weights",
     "can_watch",
     "loss_of",
+    "may_stop_early",
     "place_of",
     "sharded_strategy",
     "total_steps",
@@ -49,6 +50,19 @@ def total_steps(trainer: Any) -> int | None:
     except Exception:  # Lightning may refuse where the accumulation changes by epoch
         return None
     return None if total in (-1, float("inf")) else int(total)
+
+
+def may_stop_early(trainer: Any) -> bool:
+    """Return whether a callback or a clock may end the run before its last step.
+
+    Args:
+        trainer: Lightning trainer.
+
+    Returns:
+        True if so; a user who interrupts it, or a training step that stops it, is not foreseen.
+    """
+    names = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
+    return bool(names & {"EarlyStopping", "Timer"})
 
 
 def loss_of(trainer: Any, outputs: Any) -> Tensor | None:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +21,10 @@ from ntkwatch.integrations.mishaps import Mishaps, in_words, say
 from ntkwatch.integrations.outlet import Outlet
 from ntkwatch.integrations.resumption import free_folder, take_up
 from ntkwatch.watch.bands import Strength
-from ntkwatch.watch.budget import OverheadBudget
+from ntkwatch.watch.budget import Kind, OverheadBudget
 from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Gap
+from ntkwatch.watch.records import Cost, Gap
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
@@ -77,6 +78,7 @@ class WatchedRun:
         self.verdict: Verdict | None = None
         self._outlet, self._schedule = outlet, schedule
         self._capped = max_overhead is not None
+        self._max_overhead = max_overhead
         self._budget = OverheadBudget(1.0 if max_overhead is None else max_overhead)
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
         self._mishaps, self._on_verdict = Mishaps(on_error), on_verdict
@@ -113,7 +115,8 @@ class WatchedRun:
         first = self._tracker.loss_start
         first = self._losses.first if first is None else first
         folder = str(self.files.folder.resolve())
-        return {"folder": folder, "loss_start": first, "losses": self._losses.recent}
+        cost = {"overhead_seconds": self._budget.spent, "elapsed_seconds": self._budget.elapsed}
+        return {"folder": folder, "loss_start": first, "losses": self._losses.recent, **cost}
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -126,6 +129,7 @@ class WatchedRun:
         interrupted: dict[str, Any] | None,
         draw: Callable[[int], ProbeBatch | None],
         resample: bool = False,
+        may_stop_early: bool = False,
         training: Callable[[], Training] | None = None,
     ) -> None:
         """Go on with an interrupted run, or draw a probe for a new one.
@@ -137,16 +141,16 @@ class WatchedRun:
             interrupted: State that the interrupted run left in its checkpoint, or None.
             draw: Given a seed, returns a probe, or None to gather one from the first batches.
             resample: Whether to draw a fresh probe for every observation.
+            may_stop_early: Whether something may end training before that many steps.
             training: Tells how the model is trained at the moment, as far as that is known.
 
         Raises:
             InputError: If fresh probes are wanted and there is no dataset to draw them from.
         """
-        self._budget.start()
-        began = time.perf_counter()
         self._total_steps, self._first_step = total_steps, step
         self._training, self._draw = training, draw if resample else None
         self._schedule.expect(total_steps)
+        self._budget.expect(None if may_stop_early else total_steps, first_step=step)
         if step == 0 or not self._go_on(model, step, interrupted or {}):
             self.files = RunFiles(free_folder(self.files.folder))
             probe = draw(0)
@@ -155,7 +159,6 @@ class WatchedRun:
                 raise InputError(_NOTHING_TO_DRAW_FROM)
             if probe is not None:
                 self._tracker = self._new_tracker(probe)
-        self._budget.spend(time.perf_counter() - began, reference=True)
 
     def take_reference(self, model: nn.Module, batch: Any, *, step: int, **place: Any) -> None:
         """Take the reference before the first update; gather a probe first where none was drawn.
@@ -193,14 +196,16 @@ class WatchedRun:
         """Observe if the schedule says so and the budget allows it."""
         if not self.has_reference or not self._schedule.is_due(step):
             return
-        if not self._capped or self._budget.affords_another():
-            self._timed(model, step, **place)
+        kind = self._budget.choice(step) if self._capped else "whole"
+        if kind is not None:
+            self._timed(model, step, brief=kind == "brief", **place)
 
     def observe_last(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe the end of training, unless that was done just now."""
         self.take_gathered_reference(model)
         seen = self.history[-1].step if len(self.history) else None
-        if self.has_reference and step not in (seen, self._tried):
+        done = step in (seen, self._tried) and not (seen == step and self.history[-1].is_brief)
+        if self.has_reference and not done:
             self._timed(model, step, **place, last=True)
 
     def finish(self) -> None:
@@ -209,13 +214,18 @@ class WatchedRun:
             return
         self._finished = True
         self.verdict = verdict = judge(self.history)
+        self.history.cost = self._cost()
         with self._mishaps.unwritten("the verdict and the report"):
             self._outlet.finish(self._tracker, verdict, self.files)
+        # Once more, with what the report itself took.
+        self.history.cost = cost = self._cost()
+        with self._mishaps.unwritten("the cost"):
+            self.files.append(cost)
         folder = self.files.folder
         where = f"See {folder / 'report.html'} or run: ntkwatch report {shlex.quote(str(folder))}"
         say(
             f"ntkwatch: {verdict.label} (step {verdict.step}, {len(self.history)} "
-            f"observations, {self._budget.spent:.1f} s or {self._budget.share:.1%} of the time). "
+            f"observations, {cost.seconds:.1f} s or {cost.share:.1%} of the time). "
             f"{where if self._keeps_files else 'Nothing is kept of a trial run.'}"
         )
 
@@ -228,7 +238,7 @@ class WatchedRun:
 
     @contextmanager
     def harmless(self, step: int) -> Iterator[None]:
-        """Keep failures to observe away from the training, as ``on_error`` says.
+        """Keep failures away from the training, as ``on_error`` says, and count the time.
 
         Args:
             step: Optimizer steps taken so far.
@@ -236,12 +246,14 @@ class WatchedRun:
         Yields:
             Nothing.
         """
-        try:
-            yield
-        except Exception as error:
-            if self._mishaps.raises:
-                raise
-            self._failed(step, error)
+        self._budget.start()
+        with self._budget.counting():
+            try:
+                yield
+            except Exception as error:
+                if self._mishaps.raises:
+                    raise
+                self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
         self._mishaps.failed(step, error, has_reference=self.has_reference)
@@ -291,6 +303,8 @@ class WatchedRun:
         self._tracker.resume(
             earlier.history, earlier.start, earlier.warmup, last_kernel=earlier.last_kernel
         )
+        before = [interrupted.get(f"{key}_seconds", 0.0) for key in ("overhead", "elapsed")]
+        self._budget.go_on_from(*before)
         self._tell_start_loss(interrupted.get("loss_start"))
         self._losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
@@ -300,15 +314,25 @@ class WatchedRun:
 
     # Observing. -----------------------------------------------------------------------------------
 
-    def _timed(self, model: nn.Module, step: int, *, reference: bool = False, **rest: Any) -> None:
+    def _timed(
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        reference: bool = False,
+        brief: bool = False,
+        **rest: Any,
+    ) -> None:
         began = time.perf_counter()
+        kind: Kind = "brief" if brief else "whole"
         try:
-            self._observe(model, step, began, **rest)
+            self._observe(model, step, brief=brief, **rest)
         finally:
-            self._budget.spend(time.perf_counter() - began, reference=reference)
+            took = time.perf_counter() - began
+            self._budget.note_price(took, None if reference else kind)
 
     def _observe(
-        self, model: nn.Module, step: int, began: float, *, last: bool = False, **place: Any
+        self, model: nn.Module, step: int, *, brief: bool, last: bool = False, **place: Any
     ) -> None:
         assert self._tracker is not None
         tracker = self._tracker
@@ -319,24 +343,32 @@ class WatchedRun:
         self._tell_start_loss(self._losses.first)
         loss = tracker.loss_start if is_first else self._losses.mean
         training = None if self._training is None else self._training()
-        observation = tracker.observe(model, step, loss=loss, training=training, **place)
+        how: dict[str, Any] = {"loss": loss, "training": training, "brief": brief}
+        observation = tracker.observe(model, step, **how, **place)
         self._mishaps.observed()
-        before, self.verdict = self.verdict, judge(tracker.history)
+        before = self.verdict
+        if before is None or not observation.is_brief:  # which has too little to judge by
+            self.verdict = judge(tracker.history)
+        assert self.verdict is not None
         with self._mishaps.unwritten(f"what it saw at step {step}"):
             if is_first:
                 self._outlet.begin(tracker, self.files)
             if tracker.warmup is not None and tracker.warmup is not warmup:
                 self.files.write_anchor(tracker.warmup, "warmup")
-            share = self._budget.share_with(time.perf_counter() - began)
-            self._outlet.observed(
-                tracker, observation, self.verdict, self.files, share=share, last=last
-            )
+            share, spent = self._budget.share, self._budget.spent
+            observation = replace(observation, overhead_share=share, overhead_seconds=spent)
+            tracker.history.add(observation)
+            self._outlet.observed(tracker, observation, self.verdict, self.files, last=last)
             if not is_first and tracker.reference is not reference:
                 self._outlet.begin_again(tracker, self.files)
         changed = self.verdict.strength != (before.strength if before else Strength.UNDETERMINED)
         if changed and self._on_verdict is not None:
             with self._mishaps.unwritten("the verdict"):
                 self._on_verdict(self.verdict)
+
+    def _cost(self) -> Cost:
+        seen, brief = len(self.history), sum(o.is_brief for o in self.history)
+        return self._budget.cost(promised=self._max_overhead, observations=seen, brief=brief)
 
     def _tell_start_loss(self, loss: float | None) -> None:
         """The first batch's loss is that of the reference, but is known only after it was taken."""

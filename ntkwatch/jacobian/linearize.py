@@ -19,7 +19,7 @@ from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import Params, real_entries
 from ntkwatch.jacobian.inputs import dense, to_dtype
 
-__all__ = ["Linearized", "OutputsOf", "jacobian_vector_product", "unchecked_product"]
+__all__ = ["METHODS", "Linearized", "OutputsOf", "jacobian_vector_product", "unchecked_product"]
 
 OutputsOf = Callable[[Params], Tensor]
 
@@ -168,6 +168,7 @@ def _double_vjp(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tens
 
 
 _EXACT = {"jvp": _forward_mode, "double-vjp": _double_vjp}  # in the order in which they are tried
+METHODS = tuple(_EXACT)
 
 
 def _gap_to_reverse(

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ntkwatch.errors import HistoryError
-from ntkwatch.watch.plain import observation_from_plain, run_info_from_plain, to_plain
-from ntkwatch.watch.records import SCHEMA, Gap, Observation, RunInfo
+from ntkwatch.watch.plain import (
+    cost_from_plain,
+    observation_from_plain,
+    run_info_from_plain,
+    to_plain,
+)
+from ntkwatch.watch.records import SCHEMA, Cost, Gap, Observation, RunInfo
 
 __all__ = ["HISTORY_FILE", "History", "append_record", "find_history", "read_history"]
 
 HISTORY_FILE = "history.jsonl"
-_RUN, _OBSERVATION, _GAP = "run", "observation", "gap"
+_RUN, _OBSERVATION, _GAP, _COST = "run", "observation", "gap", "cost"
 
 
 class History:
@@ -28,6 +33,7 @@ class History:
         run: What all observations share.
         observations: In any order; the last one of a step counts.
         gaps: Steps at which observing failed.
+        cost: What watching took, once training is over.
         problems: What was wrong with the file this history was read from, in words.
         path: That file.
     """
@@ -38,11 +44,12 @@ class History:
         observations: tuple[Observation, ...] = (),
         gaps: tuple[Gap, ...] = (),
         *,
+        cost: Cost | None = None,
         problems: tuple[str, ...] = (),
         path: Path | None = None,
     ) -> None:
         self.run = run if run is not None else RunInfo()
-        self.gaps = list(gaps)
+        self.gaps, self.cost = list(gaps), cost
         self.problems = problems
         self.path = path
         self._by_step: dict[int, Observation] = {}
@@ -61,11 +68,18 @@ class History:
         self.run = run
         self._by_step.clear()
         self.gaps.clear()
+        self.cost = None
 
     @property
     def observations(self) -> tuple[Observation, ...]:
         """All observations, ordered by step."""
         return tuple(self._by_step.values())
+
+    @property
+    def last_whole(self) -> Observation | None:
+        """The last observation that is not brief, or None."""
+        newest_first = reversed(self._by_step.values())
+        return next((seen for seen in newest_first if not seen.is_brief), None)
 
     def __iter__(self) -> Iterator[Observation]:
         return iter(self.observations)
@@ -74,6 +88,10 @@ class History:
         return len(self._by_step)
 
     def __getitem__(self, index: int) -> Observation:
+        # The ends are asked for at every observation, and a run may have very many.
+        if index in (0, -1) and self._by_step:
+            values = self._by_step.values()
+            return next(iter(values)) if index == 0 else next(reversed(values))
         return self.observations[index]
 
     def __repr__(self) -> str:
@@ -82,14 +100,14 @@ class History:
         return f"History({len(self)} observations, {span})"
 
 
-def append_record(path: Path, record: RunInfo | Observation | Gap) -> None:
+def append_record(path: Path, record: RunInfo | Observation | Gap | Cost) -> None:
     """Append one whole line to a history file, making the file if it is not there.
 
     Args:
         path: The ``history.jsonl``.
         record: What to write.
     """
-    kind = {RunInfo: _RUN, Observation: _OBSERVATION, Gap: _GAP}[type(record)]
+    kind = {RunInfo: _RUN, Observation: _OBSERVATION, Gap: _GAP, Cost: _COST}[type(record)]
     line = json.dumps({"record": kind, **to_plain(record)}, allow_nan=False) + "\n"
     with path.open("ab") as file:
         file.write(_line_break_if_torn(path) + line.encode())
@@ -168,6 +186,7 @@ def read_history(run: str | Path) -> History:
     info: RunInfo | None = None
     observations: list[Observation] = []
     gaps: list[Gap] = []
+    cost: Cost | None = None
     problems: list[str] = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -185,6 +204,8 @@ def read_history(run: str | Path) -> History:
                 observations.append(observation_from_plain(plain))
             elif plain.get("record") == _GAP:
                 gaps.append(Gap(step=int(plain["step"]), reason=str(plain["reason"])))
+            elif plain.get("record") == _COST:
+                cost = cost_from_plain(plain)
         except (TypeError, KeyError, ValueError, AttributeError):
             problems.append(_unreadable(path, number, last=number == len(lines)))
     if info is None and not observations:
@@ -196,7 +217,8 @@ def read_history(run: str | Path) -> History:
         # Without it nobody knows what the reference was, so no verdict may rest on it.
         info = RunInfo(reference="unknown", reference_is_start=False)
         problems.append(f"{path.name} has no line that describes the run: settings are unknown")
-    return History(info, tuple(observations), tuple(gaps), problems=tuple(problems), path=path)
+    rest: dict[str, Any] = {"cost": cost, "problems": tuple(problems), "path": path}
+    return History(info, tuple(observations), tuple(gaps), **rest)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

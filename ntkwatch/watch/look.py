@@ -11,7 +11,8 @@ from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.apart import apart
 from ntkwatch.watch.compare import compare, replicates
-from ntkwatch.watch.measure import Measurement, Settings, measure, noise_floor
+from ntkwatch.watch.measure import Measurement, Settings, measure
+from ntkwatch.watch.noise import noise_floor
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Reading
 from ntkwatch.watch.settle import check_same_model, kept_state
@@ -64,6 +65,7 @@ def look(
     step: int,
     first: bool,
     fresh: bool = False,
+    brief: bool = False,
     state: Mapping[str, Tensor] | None,
 ) -> Seen:
     """Measure a model and compare it with what was kept; the model is left as found.
@@ -76,6 +78,7 @@ def look(
         step: Optimizer steps taken so far.
         first: Whether to test that samples do not depend on each other.
         fresh: Whether what was kept was seen on another probe, and is to be measured on this one.
+        brief: Whether to leave out the kernel, and all that compares it.
         state: Weights and buffers to measure instead of the model's present ones, or None.
 
     Returns:
@@ -91,31 +94,35 @@ def look(
     weights = None if settings.metrics == "minimal" else replicates(probe)
     with undisturbed(model), apart(model):
         buffers = None if kept is None else kept.start.buffers
-        now = measure(model, probe.inputs, settings, first=first, reference=buffers, state=tensors)
+        how: dict[str, Any] = {"first": first, "brief": brief}
+        now = measure(model, probe.inputs, settings, **how, reference=buffers, state=tensors)
         if kept is None:
             anchor = now.as_anchor(step, keeps_full=settings.keeps_full)
             kept = Kept(anchor, None, noise_floor(now, settings))
         elif fresh:
-            kept = _kept_on(probe, model, settings, kept)
-        how: dict[str, Any] = {"settings": settings, "weights": weights, "targets": probe.targets}
+            kept = _kept_on(probe, model, settings, kept, brief=brief)
+        how = {"settings": settings, "weights": weights, "targets": probe.targets}
         reading = compare(now, kept.start, **how)
         since_warmup = None
         if kept.warmup is not None and step > kept.warmup.step:
             since_warmup = compare(now, kept.warmup, **how)
+    if brief:
+        return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup)
     without = now.left_out.get("kernel") if kept.start.kernel is None else None
     coupled = now.sketch is not None and now.sketch.coupled
     settings = replace(settings, no_kernel=without, coupled=coupled)
     return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup)
 
 
-def _kept_on(probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept) -> Kept:
+def _kept_on(
+    probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept, *, brief: bool
+) -> Kept:
     """The same anchors as seen on another probe: from the weights that were kept of them."""
 
     def again(anchor: Anchor) -> Anchor:
         state = {**anchor.params, **anchor.buffers}
-        seen = measure(
-            model, probe.inputs, settings, first=False, reference=kept.start.buffers, state=state
-        )
+        how: dict[str, Any] = {"first": False, "brief": brief, "reference": kept.start.buffers}
+        seen = measure(model, probe.inputs, settings, **how, state=state)
         return seen.as_anchor(anchor.step, keeps_full=settings.keeps_full)
 
     return Kept(again(kept.start), None if kept.warmup is None else again(kept.warmup), kept.floors)

@@ -15,15 +15,15 @@ from ntkwatch.jacobian.batchnorm import batch_statistics
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, take
-from ntkwatch.jacobian.outputs import OutputsSpec
+from ntkwatch.jacobian.outputs import OutputsSpec, Reduction
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.problem import Problem, prepare
 from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
-from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
 from ntkwatch.kernel.gram import check_finite, widest_float
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.sketching import sketch_floors, take_sketch, too_large
+from ntkwatch.watch.records import NOT_TAKEN
+from ntkwatch.watch.sketching import take_sketch, too_large
 
 __all__ = [
     "Measurement",
@@ -32,15 +32,17 @@ __all__ = [
     "WatchEngine",
     "linearized_function",
     "measure",
-    "noise_floor",
 ]
 
 # By cost: "minimal" takes no eigenvalue and no second kernel; "standard" what the (N, N) trace
 # kernel gives; "full" also what takes the (N C, N C) kernel, or a null for every layer.
 Metrics = Literal["minimal", "standard", "full"]
 
+
 WatchEngine = EngineName | Literal["sketch"]
 _SKETCHING = ("auto", "sketch")
+# Where all outputs are wanted and nobody says how, nothing but metrics="full" takes them apart.
+_ALL = ("auto", "auto:plain")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,7 @@ def measure(
     settings: Settings,
     *,
     first: bool,
+    brief: bool = False,
     reference: Params | None = None,
     state: Params | None = None,
 ) -> Measurement:
@@ -134,6 +137,7 @@ def measure(
         inputs: The probe's inputs.
         settings: Of the run.
         first: Whether to test that samples do not depend on each other.
+        brief: Whether to leave out the kernel.
         reference: Buffers at the reference step; None if it is this one.
         state: Parameters and buffers to use instead of the model's present ones.
 
@@ -156,10 +160,12 @@ def measure(
         reference=reference,
         state=state,
     )
-    seen = _kernel_or_sketch(problem, settings, first=first)
-    outputs_of = linearized_function(problem, settings.moving)
-    with torch.no_grad():
-        outputs = outputs_of({})
+    if settings.outputs in _ALL and settings.metrics != "full" and problem.reduction.full:
+        problem = problem.traced()
+    seen: dict[str, Any] = {"kernel": None, "left_out": {"kernel": NOT_TAKEN}}
+    if not brief:
+        seen = _kernel_or_sketch(problem, settings, first=first)
+    outputs = _own_outputs(problem, settings.moving)
     if not bool(torch.isfinite(outputs).all()):
         raise NonFiniteError(
             f"the outputs of {type(model).__name__} on the probe's own batch statistics are NaN or "
@@ -228,66 +234,21 @@ def linearized_function(
 
     def outputs_of(params: Params) -> Tensor:
         with batch_statistics(chosen.model, moving):
-            outputs = reduction.flatten(chosen(params, probe, buffers))
-        if reduction.name.startswith("random"):
-            return outputs @ reduction.cotangents(outputs).mT
-        return outputs
+            return _reduced(chosen(params, probe, buffers), reduction)
 
     return outputs_of
 
 
-def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
-    """Return what the numbers read when nothing changed but rounding.
+def _reduced(outputs: Tensor, reduction: Reduction) -> Tensor:
+    outputs = reduction.flatten(outputs)
+    if reduction.name.startswith("random"):
+        return outputs @ reduction.cotangents(outputs).mT
+    return outputs
 
-    Everything is computed a second time with every weight moved by up to one unit in its last
-    place, the samples in reverse order and in other chunks.
 
-    Args:
-        measured: A look at the model, which must not have changed since.
-        settings: Of the run.
-
-    Returns:
-        Relative kernel change, angles and root mean square output change between the two.
-    """
-    order = torch.arange(len(measured.outputs))
-    if measured.kernel is not None:  # coupled samples may depend on their order, too
-        order = order.flip(0)
-    problem = measured.problem.at(_last_places_moved(measured.problem.function.params))
-    reverse = take(problem.inputs, order)
+def _own_outputs(problem: Problem, moving: tuple[str, ...]) -> Tensor:
+    """The outputs of the function that is linearized, taken over where they are known already."""
     with torch.no_grad():
-        outputs = linearized_function(problem, settings.moving, inputs=reverse)({})
-    change = (outputs[order].to(measured.outputs) - measured.outputs).square().mean().sqrt()
-    floors = {"output": change}
-    kernel = measured.kernel
-    if kernel is not None and bool(kernel.trace.any()):
-        # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
-        budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes))
-        assert settings.engine != "sketch"
-        again = problem.kernel(engine=settings.engine, budget=budget, order=order)
-        floors["relative_kernel_change"] = relative_kernel_change(again.trace, kernel.trace)
-        floors["kernel_angle"] = kernel_angle(again.trace, kernel.trace)
-        angles = [
-            kernel_angle(again.layers[layer], part)
-            for layer, part in kernel.layers.items()
-            if bool(part.any()) and bool(again.layers[layer].any())
-        ]
-        if angles:
-            floors["layer_angle_median"] = torch.stack(angles).max()
-    rounded = {key: float(value) for key, value in floors.items()}
-    if (sketch := measured.sketch) is not None:
-        how = (problem, settings.outputs)
-        second = take_sketch(*how, coupled=sketch.coupled, budget=settings.budget)
-        rounded |= sketch_floors(second, sketch)
-    return rounded
-
-
-def _last_places_moved(params: Params) -> Params:
-    """Every weight times ``1 + eps u`` with u uniform in [-1, 1]."""
-    generator = torch.Generator().manual_seed(0)
-    moved = {}
-    for name, tensor in params.items():
-        if tensor.is_floating_point():
-            noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
-            factor = 1 + torch.finfo(tensor.dtype).eps * noise
-            moved[name] = tensor * factor.to(tensor)
-    return moved
+        if problem.on_batch is not None and tuple(problem.batchnorms) == moving:
+            return _reduced(problem.on_batch, problem.reduction)
+        return linearized_function(problem, moving)({})

@@ -8,7 +8,16 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-__all__ = ["SCHEMA", "Gap", "Observation", "Reading", "RunInfo"]
+__all__ = [
+    "NOT_TAKEN",
+    "SCHEMA",
+    "TIMINGS",
+    "Cost",
+    "Gap",
+    "Observation",
+    "Reading",
+    "RunInfo",
+]
 
 # The numbers of a reading that compare two kernels.
 _OF_KERNELS = (
@@ -23,6 +32,12 @@ _OF_KERNELS = (
     "layer_angle",
     "layer_angle_median",
 )
+
+# Said of what a brief observation leaves out.
+NOT_TAKEN = "no kernel was taken at this step, which would have cost several times as much"
+
+# Fields of an observation that differ between two runs of the same training.
+TIMINGS = ("seconds", "overhead_seconds", "overhead_share")
 
 # Raised whenever a reader of the older number would misread the file.
 SCHEMA = 1
@@ -163,6 +178,8 @@ class Observation(Reading):
         batchnorm: How moving batch statistics were treated in the kernel, or "none" without any.
         notes: What a reader of these numbers should know.
         seconds: Wall time this observation took.
+        overhead_seconds: Wall time that watching has taken so far in all, or None outside of a run.
+        overhead_share: That over the time since training began, in [0, 1].
     """
 
     step: int
@@ -203,6 +220,13 @@ class Observation(Reading):
     batchnorm: str = "none"
     notes: tuple[str, ...] = ()
     seconds: float
+    overhead_seconds: float | None = None
+    overhead_share: float | None = None
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether the kernel was left out to save time, though there is one."""
+        return self.left_out.get("kernel") == NOT_TAKEN
 
     @property
     def loss_ratio(self) -> float | None:
@@ -227,6 +251,28 @@ class Gap:
 
     step: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What watching a run took, from drawing the probe to writing the report.
+
+    Attributes:
+        seconds: Wall time of all of it.
+        elapsed: Wall time since training began, watching included.
+        share: The one over the other, in [0, 1].
+        promised: Largest share that was allowed, or None where the schedule was to be kept
+            whatever it costs.
+        observations: How many there were in all.
+        brief: How many of them were brief.
+    """
+
+    seconds: float
+    elapsed: float
+    share: float
+    promised: float | None = None
+    observations: int = 0
+    brief: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

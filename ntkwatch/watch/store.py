@@ -22,7 +22,7 @@ from ntkwatch.jacobian.spec import KernelSpec
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.history import HISTORY_FILE, History, append_record
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Gap, Observation, RunInfo
+from ntkwatch.watch.records import Cost, Gap, Observation, RunInfo
 
 __all__ = ["RunFiles", "read_probe", "write_atomically"]
 
@@ -72,7 +72,7 @@ class RunFiles:
         needed = (HISTORY_FILE, _PROBE, _ANCHORS["start"])
         return all((self.folder / name).is_file() for name in needed)
 
-    def append(self, record: RunInfo | Observation | Gap) -> None:
+    def append(self, record: RunInfo | Observation | Gap | Cost) -> None:
         """Append one line to the history."""
         self.folder.mkdir(parents=True, exist_ok=True)
         append_record(self.history, record)

@@ -166,6 +166,7 @@ class KernelTracker:
         logged_step: int | None = None,
         state: Mapping[str, Tensor] | None = None,
         training: Training | None = None,
+        brief: bool = False,
     ) -> Observation:
         """Measure a model and return what was seen.
 
@@ -179,6 +180,9 @@ class KernelTracker:
                 checkpoint's, say.
             training: Optimizer, learning rate and loss at this step, from ``training_of``: numbers
                 that hang on them are left out without.
+            brief: Whether to leave out the kernel and all that compares it, which is most of the
+                work: outputs, linearization error and displacement are as in any observation. The
+                reference is never brief.
 
         Returns:
             The observation, which is also added to ``history``.
@@ -191,7 +195,9 @@ class KernelTracker:
         is_reference = self._start is None or step == self._start.step
         if not is_reference:
             self._check_modes(model)
-        seen = self._look(model, step, state, is_reference=is_reference)
+        # The first look at a model in a process finds out what a brief one takes for granted.
+        brief = brief and not is_reference and self._settings is not None
+        seen = self._look(model, step, state, is_reference=is_reference, brief=brief)
         training = Training() if training is None else training
         between = range(seen.start.step + 1, step)
         course = course_of(
@@ -207,7 +213,7 @@ class KernelTracker:
             if self._fresh_probe is not None:
                 about = replace(about, probe={**about.probe, "resampled": True})
             self.history.start_over(about)
-        self._remember(seen, step, is_reference=is_reference)
+        self._remember(seen, step, is_reference=is_reference, brief=brief)
         observation = replace(
             observed,
             logged_step=logged_step,
@@ -217,8 +223,9 @@ class KernelTracker:
             seconds=time.perf_counter() - began,
         )
         self.history.add(observation)
-        kernel = None if seen.now.kernel is None else seen.now.kernel.trace
-        self._route.pass_by(Station(step, kernel, observation.path_length))
+        if not brief:
+            kernel = None if seen.now.kernel is None else seen.now.kernel.trace
+            self._route.pass_by(Station(step, kernel, observation.path_length))
         return observation
 
     def note_start_loss(self, loss: float) -> None:
@@ -246,7 +253,7 @@ class KernelTracker:
             history: What was observed until then.
             start: Its reference.
             warmup: Its anchor at the end of the warm-up, if that was reached.
-            last_kernel: Trace kernel of its last observation, if that was kept.
+            last_kernel: Trace kernel of its last whole observation, if that was kept.
 
         Raises:
             InputError: If the earlier run had another probe.
@@ -263,6 +270,8 @@ class KernelTracker:
         last = history[-1] if len(history) else None
         if last is not None:
             self._floors, self.loss_start = dict(last.noise_floor), last.loss_start
+        last = history.last_whole
+        if last is not None:
             self._route.pass_by(Station(last.step, last_kernel, last.path_length))
 
     # One look, and what is kept of it. ------------------------------------------------------------
@@ -274,6 +283,7 @@ class KernelTracker:
         state: Mapping[str, Tensor] | None,
         *,
         is_reference: bool,
+        brief: bool,
     ) -> Seen:
         """Measure and compare, without changing what the tracker knows."""
         settings, kept = self._settings, None
@@ -285,7 +295,8 @@ class KernelTracker:
         probe, fresh = self.probe, kept is not None and self._fresh_probe is not None
         if fresh and self._fresh_probe is not None:
             probe = self._fresh_probe(step)
-        seen = look(model, probe, settings, kept, step=step, first=first, fresh=fresh, state=state)
+        how: dict[str, Any] = {"first": first, "fresh": fresh, "brief": brief, "state": state}
+        seen = look(model, probe, settings, kept, step=step, **how)
         if self._resumed is not None:
             check_same_settings(seen.now.problem.spec, self._resumed)
         return seen
@@ -312,14 +323,14 @@ class KernelTracker:
             self.history.gaps.extend(gaps)
         self._modes_known = True
 
-    def _remember(self, seen: Seen, step: int, *, is_reference: bool) -> None:
+    def _remember(self, seen: Seen, step: int, *, is_reference: bool, brief: bool) -> None:
         self._settings, self._seen, self._floors = seen.settings, seen, seen.floors
         if is_reference:
             self._start = seen.start
             self._resumed, self._warmup, self._modes_known = None, None, False
             self._route.start_over()
         due = step - seen.start.step >= max(1, self.warmup_steps)
-        if due and (self._warmup is None or self._warmup.step == step):
+        if due and not brief and (self._warmup is None or self._warmup.step == step):
             self._warmup = seen.now.as_anchor(step)
 
     def _note_loss(self, loss: float | None, *, is_reference: bool) -> float | None:
