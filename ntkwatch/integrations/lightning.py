@@ -3,16 +3,16 @@
 It works under ``lightning.pytorch`` and ``pytorch_lightning``, and holds no maths.
 """
 
-import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from ntkwatch.errors import InputError
 from ntkwatch.integrations.arguments import DRAWN, check_probe, check_range, resolved
+from ntkwatch.integrations.callback_base import CallbackBase
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.trainer_facts import (
     averages_weights,
@@ -23,39 +23,20 @@ from ntkwatch.integrations.trainer_facts import (
     total_steps,
     training_facts,
 )
-from ntkwatch.integrations.trainer_probe import probe_from_trainer, probe_given
+from ntkwatch.integrations.trainer_probe import probe_of_run
 from ntkwatch.integrations.watched_run import WatchedRun
 from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.watch.history import History
-from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.tracker import Metrics
 from ntkwatch.watch.training import LossFunction, loss_named
 from ntkwatch.watch.verdict import Verdict
 
-if TYPE_CHECKING:
-    from pytorch_lightning import Callback as _Base
-else:
-
-    def _callback_bases() -> tuple[type, ...]:
-        """Return every Lightning callback class that is installed: two unrelated ones exist."""
-        bases: list[type] = []
-        for name in ("lightning.pytorch", "pytorch_lightning"):
-            try:
-                module = importlib.import_module(name)
-            except ImportError:
-                continue
-            if module.Callback not in bases:
-                bases.append(module.Callback)
-        return tuple(bases)
-
-    _Base = type("_Base", _callback_bases(), {"__module__": __name__})
-
 __all__ = ["NTKMonitor"]
 
 
-class NTKMonitor(_Base):
+class NTKMonitor(CallbackBase):
     """Watches the empirical NTK of the model in training.
 
     Add it to the Trainer's callbacks; nothing else is needed. It draws a fixed probe batch, takes
@@ -231,13 +212,14 @@ class NTKMonitor(_Base):
             keeps_files=self._scratch is None,
         )
         state, self._resume_state = self._resume_state, None
+        size = self.probe_size
         with self._run.harmless(trainer.global_step):
             self._run.begin(
                 pl_module,
                 step=trainer.global_step,
                 total_steps=total_steps(trainer),
                 interrupted=state,
-                draw=lambda seed: self._draw_probe(trainer, pl_module, seed),
+                draw=lambda seed: probe_of_run(trainer, pl_module, self.probe, size, seed=seed),
                 resample=self.resample_probe,
                 may_stop_early=may_stop_early(trainer),
                 training=lambda: training_facts(trainer, pl_module, self.loss_function),
@@ -305,10 +287,3 @@ class NTKMonitor(_Base):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where the interrupted run left its files."""
         self._resume_state = state_dict
-
-    # What only Lightning knows. -------------------------------------------------------------------
-
-    def _draw_probe(self, trainer: Any, model: nn.Module, seed: int) -> ProbeBatch | None:
-        if isinstance(self.probe, str) and self.probe in DRAWN:
-            return probe_from_trainer(trainer, model, self.probe, self.probe_size, seed=seed)
-        return probe_given(self.probe, model)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ntkwatch.errors import InputError
-from ntkwatch.integrations.arguments import named_object
+from ntkwatch.integrations.arguments import DRAWN, named_object
 from ntkwatch.jacobian.inputs import Inputs, leaves
 from ntkwatch.watch.probe import ProbeBatch, draw_probe, split_batch
 from ntkwatch.watch.store import read_probe
@@ -17,48 +17,49 @@ from ntkwatch.watch.store import read_probe
 # Homes of the forward that a module has which defines none.
 _FORWARDLESS = ("torch.nn.modules.module", "pytorch_lightning.core.", "lightning.pytorch.core.")
 
-__all__ = ["first_loader", "inputs_for", "probe_from_trainer", "probe_given"]
+__all__ = ["first_loader", "inputs_for", "probe_of_run"]
 
 
-def probe_given(probe: Any, model: nn.Module) -> ProbeBatch:
-    """Return the probe that a user named: a batch, a ``ProbeBatch``, a file or a dotted path.
+def probe_of_run(
+    trainer: Any, model: nn.Module, probe: Any, size: int, *, seed: int = 0
+) -> ProbeBatch | None:
+    """Return the probe of a run: drawn from its data, or the one that the user named.
 
     Args:
+        trainer: Lightning trainer whose loaders are set up.
+        model: Its module.
         probe: As given to the monitor.
-        model: That it is for.
+        size: Probe points to draw.
+        seed: Of the choice.
 
     Returns:
-        The probe.
+        The probe, or None where one is to be drawn and no dataset is there to read items from.
+
+    Raises:
+        InputError: If validation data was asked for and cannot be read item by item.
     """
+    if isinstance(probe, str) and probe in DRAWN:
+        return _drawn(trainer, model, probe, size, seed=seed)
+    return _given(probe, model)
+
+
+def _given(probe: Any, model: nn.Module) -> ProbeBatch:
+    """The probe that a user named: a batch, a ``ProbeBatch``, a file or a dotted path."""
     if isinstance(probe, ProbeBatch):
         return probe
     if isinstance(probe, str | Path):
         if Path(probe).suffix == ".safetensors":
             return read_probe(Path(probe))
         found = named_object(str(probe))
-        return probe_given(found() if callable(found) else found, model)
+        return _given(found() if callable(found) else found, model)
     inputs, targets = split_batch(probe)
     return ProbeBatch(inputs_for(model, inputs), targets)
 
 
-def probe_from_trainer(
-    trainer: Any, model: nn.Module, where: str, size: int, *, seed: int = 0
+def _drawn(
+    trainer: Any, model: nn.Module, where: str, size: int, *, seed: int
 ) -> ProbeBatch | None:
-    """Return a class-balanced probe from a run's validation or training dataset.
-
-    Args:
-        trainer: Lightning trainer whose loaders are set up.
-        model: Its module.
-        where: "auto" (validation, else training), "val" or "train".
-        size: Probe points.
-        seed: Of the choice.
-
-    Returns:
-        The probe, or None where no training dataset is there to read items from.
-
-    Raises:
-        InputError: If validation data was asked for and cannot be read item by item.
-    """
+    """A class-balanced probe from the validation ("auto" tries it first) or training dataset."""
     sources = {"val": trainer.val_dataloaders, "train": trainer.train_dataloader}
     for name in ("val", "train") if where == "auto" else (where,):
         loader = first_loader(sources[name])

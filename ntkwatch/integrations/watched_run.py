@@ -4,23 +4,20 @@ No training framework is known here: a callback tells it where training is and h
 """
 
 import shlex
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
+from ntkwatch.integrations.beginning import Beginning, earlier_part
 from ntkwatch.integrations.gathering import Gathering
-from ntkwatch.integrations.losses import Losses
 from ntkwatch.integrations.mishaps import Mishaps, in_words, say
+from ntkwatch.integrations.observer import Observer
 from ntkwatch.integrations.outlet import Outlet
-from ntkwatch.integrations.resumption import free_folder, take_up
-from ntkwatch.watch.bands import Strength
+from ntkwatch.integrations.resumption import EarlierPart, free_folder
 from ntkwatch.watch.budget import Kind, OverheadBudget
 from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
@@ -32,8 +29,6 @@ from ntkwatch.watch.training import Training
 from ntkwatch.watch.verdict import Verdict, judge
 
 __all__ = ["WatchedRun"]
-
-_WARMUP_SHARE = 0.01  # of all steps, if that is more than the tracker's own warm-up
 
 _NOTHING_TO_DRAW_FROM = (
     "resample_probe=True draws a fresh probe at every observation, and this run has no dataset "
@@ -58,7 +53,6 @@ class WatchedRun:
 
     Attributes:
         files: The run's folder.
-        verdict: As of the last observation, or None.
     """
 
     def __init__(
@@ -75,28 +69,27 @@ class WatchedRun:
         keeps_files: bool = True,
     ) -> None:
         self.files = RunFiles(folder)
-        self.verdict: Verdict | None = None
         self._outlet, self._schedule = outlet, schedule
-        self._capped = max_overhead is not None
-        self._max_overhead = max_overhead
+        self._promised = max_overhead
         self._budget = OverheadBudget(1.0 if max_overhead is None else max_overhead)
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
-        self._mishaps, self._on_verdict = Mishaps(on_error), on_verdict
+        self._mishaps = Mishaps(on_error)
+        self._observer = Observer(outlet, self._budget, self._mishaps, on_verdict)
         self._keeps_files = keeps_files
         self._tracker: KernelTracker | None = None
-        self._total_steps: int | None = None
-        self._first_step = 0
-        self._tried: int | None = None
+        self._beginning = Beginning()
         self._gathering: Gathering | None = None
-        self._losses = Losses()
-        self._training: Callable[[], Training] | None = None
-        self._draw: Callable[[int], ProbeBatch | None] | None = None
         self._finished = False
 
     @property
     def history(self) -> History:
         """What was observed so far."""
         return History() if self._tracker is None else self._tracker.history
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict as of the last observation, or None."""
+        return self._observer.verdict
 
     @property
     def has_reference(self) -> bool:
@@ -112,11 +105,11 @@ class WatchedRun:
         """Return what a resumed run needs to go on from here: plain values only."""
         if self._tracker is None or not self.has_reference:
             return {}
-        first = self._tracker.loss_start
-        first = self._losses.first if first is None else first
+        losses, first = self._observer.losses, self._tracker.loss_start
+        first = losses.first if first is None else first
         folder = str(self.files.folder.resolve())
         cost = {"overhead_seconds": self._budget.spent, "elapsed_seconds": self._budget.elapsed}
-        return {"folder": folder, "loss_start": first, "losses": self._losses.recent, **cost}
+        return {"folder": folder, "loss_start": first, "losses": losses.recent, **cost}
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -147,18 +140,40 @@ class WatchedRun:
         Raises:
             InputError: If fresh probes are wanted and there is no dataset to draw them from.
         """
-        self._total_steps, self._first_step = total_steps, step
-        self._training, self._draw = training, draw if resample else None
+        interrupted = interrupted or {}
+        self._observer.training = training
+        self._beginning = Beginning(
+            step=step,
+            total_steps=total_steps,
+            settings=self._tracker_settings,
+            draw=draw if resample else None,
+        )
         self._schedule.expect(total_steps)
         self._budget.expect(None if may_stop_early else total_steps, first_step=step)
-        if step == 0 or not self._go_on(model, step, interrupted or {}):
+        device = next(model.parameters()).device
+        earlier = earlier_part(interrupted, self.files, step=step, device=device)
+        if earlier is not None:
+            self._go_on(earlier, step, interrupted)
+        else:
             self.files = RunFiles(free_folder(self.files.folder))
             probe = draw(0)
             if probe is None and resample:
-                self._draw = None
                 raise InputError(_NOTHING_TO_DRAW_FROM)
             if probe is not None:
-                self._tracker = self._new_tracker(probe)
+                self._tracker = self._beginning.tracker(probe)
+
+    def _go_on(self, earlier: EarlierPart, step: int, interrupted: dict[str, Any]) -> None:
+        """Take up the history of the interrupted run."""
+        self.files = earlier.files
+        self._tracker = self._beginning.tracker_of(earlier)
+        first = interrupted.get("loss_start")
+        self._observer.tell_start_loss(self._tracker, self.files, first)
+        before = [interrupted.get(f"{key}_seconds", 0.0) for key in ("overhead", "elapsed")]
+        self._budget.go_on_from(*before)
+        self._observer.losses.put_back(interrupted.get("losses", ()))
+        self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
+        with self._mishaps.unwritten("the chart layout"):
+            self._outlet.lay_out()
 
     def take_reference(self, model: nn.Module, batch: Any, *, step: int, **place: Any) -> None:
         """Take the reference before the first update; gather a probe first where none was drawn.
@@ -170,7 +185,7 @@ class WatchedRun:
             place: Epoch and x axis of the run's loggers.
         """
         if self._tracker is not None:
-            self._timed(model, step, **place, reference=True)
+            self._observe(model, step, **place, reference=True)
             return
         if self._gathering is None:
             self._gathering = Gathering(self._probe_size, place)
@@ -183,37 +198,43 @@ class WatchedRun:
         if self._gathering is None:
             return
         gathering, self._gathering = self._gathering, None
-        self._tracker = self._new_tracker(gathering.probe())
+        self._tracker = self._beginning.tracker(gathering.probe())
         # Where rows came from several batches, the weights have moved on since the first.
-        first, state = self._first_step, gathering.state
-        self._timed(model, first, **gathering.place, state=state, reference=True)
+        first, state = self._beginning.step, gathering.state
+        self._observe(model, first, **gathering.place, state=state, reference=True)
 
     def note_loss(self, loss: Tensor | None) -> None:
         """Keep the training step's loss."""
-        self._losses.note(loss)
+        self._observer.losses.note(loss)
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
         if not self.has_reference or not self._schedule.is_due(step):
             return
-        kind = self._budget.choice(step) if self._capped else "whole"
+        kind: Kind | None = "whole" if self._promised is None else self._budget.choice(step)
         if kind is not None:
-            self._timed(model, step, brief=kind == "brief", **place)
+            self._observe(model, step, brief=kind == "brief", **place)
 
     def observe_last(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe the end of training, unless that was done just now."""
         self.take_gathered_reference(model)
-        seen = self.history[-1].step if len(self.history) else None
-        done = step in (seen, self._tried) and not (seen == step and self.history[-1].is_brief)
-        if self.has_reference and not done:
-            self._timed(model, step, **place, last=True)
+        if not self.has_reference:
+            return
+        seen = self.history[-1]
+        if seen.is_brief or step not in (seen.step, self._observer.tried):
+            self._observe(model, step, **place, last=True)
+
+    def _observe(self, model: nn.Module, step: int, **rest: Any) -> None:
+        assert self._tracker is not None
+        self._schedule.done(step)
+        self._observer.observe(self._tracker, self.files, model, step, **rest)
 
     def finish(self) -> None:
         """Write the verdict and the report, and say in one line what and where they are."""
         if self._finished or self._tracker is None or not self.has_reference:
             return
         self._finished = True
-        self.verdict = verdict = judge(self.history)
+        self._observer.verdict = verdict = judge(self.history)
         self.history.cost = self._cost()
         with self._mishaps.unwritten("the verdict and the report"):
             self._outlet.finish(self._tracker, verdict, self.files)
@@ -229,10 +250,17 @@ class WatchedRun:
             f"{where if self._keeps_files else 'Nothing is kept of a trial run.'}"
         )
 
+    def _cost(self) -> Cost:
+        brief = sum(seen.is_brief for seen in self.history)
+        return self._budget.cost(
+            promised=self._promised, observations=len(self.history), brief=brief
+        )
+
     def let_go(self) -> None:
         """Free what was only needed while training."""
-        self._losses.let_go()
-        self._gathering = self._training = self._draw = None
+        self._observer.losses.let_go()
+        self._gathering = self._observer.training = None
+        self._beginning.let_go()
 
     # Failures. ------------------------------------------------------------------------------------
 
@@ -262,120 +290,3 @@ class WatchedRun:
             self.history.gaps.append(gap)
             with self._mishaps.unwritten(f"the gap at step {step}"):
                 self.files.append(gap)
-
-    # Beginning. -----------------------------------------------------------------------------------
-
-    def _new_tracker(self, probe: ProbeBatch) -> KernelTracker:
-        first = self._first_step
-        words = "before the first update" if first == 0 else f"step {first}, where this fit began"
-        tracker = KernelTracker(
-            probe,
-            reference=words,
-            reference_is_start=first == 0,
-            fresh_probe=None if self._draw is None else self._fresh_probe,
-            **self._tracker_settings,
-        )
-        share = int(_WARMUP_SHARE * (self._total_steps or 0))
-        tracker.warmup_steps = max(tracker.warmup_steps, share)
-        return tracker
-
-    def _fresh_probe(self, step: int) -> ProbeBatch:
-        """A probe of its own for every step, the same whenever that step is observed again."""
-        probe = None if self._draw is None else self._draw(step)
-        assert probe is not None
-        return probe
-
-    def _go_on(self, model: nn.Module, step: int, interrupted: dict[str, Any]) -> bool:
-        """Take up the history of the interrupted run; False if it is gone."""
-        folder = interrupted.get("folder", "")
-        earlier = take_up(folder, self.files, step=step, device=next(model.parameters()).device)
-        if earlier is None:
-            lost = f"its files ({folder}) are gone" if folder else "its checkpoint holds none"
-            warnings.warn(
-                f"training goes on from step {step} and what ntkwatch saw of it before is lost "
-                f"({lost}): drift is counted from the resumed weights, and there will be no "
-                "verdict. Resume from a checkpoint of a watched run whose folder is still there.",
-                stacklevel=2,
-            )
-            return False
-        self.files = earlier.files
-        self._tracker = self._new_tracker(earlier.probe)
-        self._tracker.resume(
-            earlier.history, earlier.start, earlier.warmup, last_kernel=earlier.last_kernel
-        )
-        before = [interrupted.get(f"{key}_seconds", 0.0) for key in ("overhead", "elapsed")]
-        self._budget.go_on_from(*before)
-        self._tell_start_loss(interrupted.get("loss_start"))
-        self._losses.put_back(interrupted.get("losses", ()))
-        self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
-        with self._mishaps.unwritten("the chart layout"):
-            self._outlet.lay_out()
-        return True
-
-    # Observing. -----------------------------------------------------------------------------------
-
-    def _timed(
-        self,
-        model: nn.Module,
-        step: int,
-        *,
-        reference: bool = False,
-        brief: bool = False,
-        **rest: Any,
-    ) -> None:
-        began = time.perf_counter()
-        kind: Kind = "brief" if brief else "whole"
-        try:
-            self._observe(model, step, brief=brief, **rest)
-        finally:
-            took = time.perf_counter() - began
-            self._budget.note_price(took, None if reference else kind)
-
-    def _observe(
-        self, model: nn.Module, step: int, *, brief: bool, last: bool = False, **place: Any
-    ) -> None:
-        assert self._tracker is not None
-        tracker = self._tracker
-        reference, warmup = tracker.reference, tracker.warmup
-        is_first = reference is None
-        self._tried = step
-        self._schedule.done(step)
-        self._tell_start_loss(self._losses.first)
-        loss = tracker.loss_start if is_first else self._losses.mean
-        training = None if self._training is None else self._training()
-        how: dict[str, Any] = {"loss": loss, "training": training, "brief": brief}
-        observation = tracker.observe(model, step, **how, **place)
-        self._mishaps.observed()
-        before = self.verdict
-        if before is None or not observation.is_brief:  # which has too little to judge by
-            self.verdict = judge(tracker.history)
-        assert self.verdict is not None
-        with self._mishaps.unwritten(f"what it saw at step {step}"):
-            if is_first:
-                self._outlet.begin(tracker, self.files)
-            if tracker.warmup is not None and tracker.warmup is not warmup:
-                self.files.write_anchor(tracker.warmup, "warmup")
-            share, spent = self._budget.share, self._budget.spent
-            observation = replace(observation, overhead_share=share, overhead_seconds=spent)
-            tracker.history.add(observation)
-            self._outlet.observed(tracker, observation, self.verdict, self.files, last=last)
-            if not is_first and tracker.reference is not reference:
-                self._outlet.begin_again(tracker, self.files)
-        changed = self.verdict.strength != (before.strength if before else Strength.UNDETERMINED)
-        if changed and self._on_verdict is not None:
-            with self._mishaps.unwritten("the verdict"):
-                self._on_verdict(self.verdict)
-
-    def _cost(self) -> Cost:
-        seen, brief = len(self.history), sum(o.is_brief for o in self.history)
-        return self._budget.cost(promised=self._max_overhead, observations=seen, brief=brief)
-
-    def _tell_start_loss(self, loss: float | None) -> None:
-        """The first batch's loss is that of the reference, but is known only after it was taken."""
-        tracker = self._tracker
-        if tracker is None or tracker.loss_start is not None or loss is None:
-            return
-        tracker.note_start_loss(loss)
-        if tracker.reference is not None:
-            with self._mishaps.unwritten("the loss at the start"):
-                self.files.rewrite(tracker.history)

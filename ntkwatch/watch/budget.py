@@ -26,7 +26,7 @@ _BRIEF_SHARE = 0.7
 # A brief observation that costs more of a whole one than this is not worth its gaps.
 _WORTH_IT = 0.6
 # Before one was made, its price as a part of the reference's, which holds every check besides.
-_GUESSED: dict[Kind, float] = {"whole": 0.8, "brief": 0.25}
+_GUESSED: dict[Kind, float] = {"whole": 0.6, "brief": 0.25}
 _REPORT = 0.5  # seconds: verdict, pictures and page of an ordinary run
 _MARGIN = 1.3  # on what is put aside for the end, whose price is not known before
 

@@ -187,7 +187,7 @@ def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) ->
     # Whether forward mode is right is a matter of the model's operations, which stay what they are
     # from one observation to the next: it is checked ever more rarely.
     known.products += 1
-    if known.linearized is not None and not _is_power_of_two(known.products):
+    if known.linearized is not None and not _is_power_of_eight(known.products):
         return unchecked_product(known.linearized, outputs_of, start, moved), known.linearized
     wide = anchor.outputs.device.type != "mps"
     product = jacobian_vector_product(
@@ -197,8 +197,8 @@ def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) ->
     return product.change, product.method
 
 
-def _is_power_of_two(number: int) -> bool:
-    return number & (number - 1) == 0
+def _is_power_of_eight(number: int) -> bool:
+    return number & (number - 1) == 0 and number.bit_length() % 3 == 1
 
 
 def _displacement(now: Measurement, anchor: Anchor) -> dict[str, Any]:

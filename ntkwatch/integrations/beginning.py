@@ -1,0 +1,97 @@
+"""How the watching of a run begins: with a new tracker, or where an interrupted run stopped."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ntkwatch.integrations.resumption import EarlierPart, take_up
+from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.store import RunFiles
+from ntkwatch.watch.tracker import KernelTracker
+
+__all__ = ["Beginning", "earlier_part"]
+
+_WARMUP_SHARE = 0.01  # of all steps, if that is more than the tracker's own warm-up
+
+
+@dataclass(slots=True, kw_only=True)
+class Beginning:
+    """What is known of a run before its first batch.
+
+    Attributes:
+        step: Optimizer steps taken so far.
+        total_steps: Steps the run will take, if known.
+        settings: Arguments of ``KernelTracker``.
+        draw: Given a seed, returns a fresh probe for an observation; None for the same probe at
+            every one.
+    """
+
+    step: int = 0
+    total_steps: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    draw: Callable[[int], ProbeBatch | None] | None = None
+
+    def tracker(self, probe: ProbeBatch) -> KernelTracker:
+        """Return a tracker that has seen nothing yet."""
+        first = self.step
+        words = "before the first update" if first == 0 else f"step {first}, where this fit began"
+        tracker = KernelTracker(
+            probe,
+            reference=words,
+            reference_is_start=first == 0,
+            fresh_probe=None if self.draw is None else self._fresh_probe,
+            **self.settings,
+        )
+        share = int(_WARMUP_SHARE * (self.total_steps or 0))
+        tracker.warmup_steps = max(tracker.warmup_steps, share)
+        return tracker
+
+    def tracker_of(self, earlier: EarlierPart) -> KernelTracker:
+        """Return a tracker that goes on where an interrupted run stopped."""
+        tracker = self.tracker(earlier.probe)
+        tracker.resume(
+            earlier.history, earlier.start, earlier.warmup, last_kernel=earlier.last_kernel
+        )
+        return tracker
+
+    def let_go(self) -> None:
+        """Draw no more: what draws holds on to the training's data."""
+        self.draw = None
+
+    def _fresh_probe(self, step: int) -> ProbeBatch:
+        """A probe of its own for every step, the same whenever that step is observed again."""
+        probe = None if self.draw is None else self.draw(step)
+        assert probe is not None
+        return probe
+
+
+def earlier_part(
+    interrupted: Mapping[str, Any], files: RunFiles, *, step: int, device: torch.device
+) -> EarlierPart | None:
+    """Return what an interrupted run had seen; where that is lost, say so and return None.
+
+    Args:
+        interrupted: State that the interrupted run left in its checkpoint.
+        files: Of the resumed run.
+        step: Optimizer steps at the checkpoint; at 0 there is nothing to go on from.
+        device: Of the model.
+
+    Returns:
+        The earlier part, or None.
+    """
+    if step == 0:
+        return None
+    folder = interrupted.get("folder", "")
+    earlier = take_up(folder, files, step=step, device=device)
+    if earlier is None:
+        lost = f"its files ({folder}) are gone" if folder else "its checkpoint holds none"
+        warnings.warn(
+            f"training goes on from step {step} and what ntkwatch saw of it before is lost "
+            f"({lost}): drift is counted from the resumed weights, and there will be no "
+            "verdict. Resume from a checkpoint of a watched run whose folder is still there.",
+            stacklevel=3,
+        )
+    return earlier
