@@ -20,6 +20,7 @@ from ntkwatch.integrations.trainer_facts import (
     loss_of,
     may_stop_early,
     place_of,
+    time_left,
     total_steps,
     training_facts,
 )
@@ -222,6 +223,7 @@ class NTKMonitor(CallbackBase):
                 draw=lambda seed: probe_of_run(trainer, pl_module, self.probe, size, seed=seed),
                 resample=self.resample_probe,
                 may_stop_early=may_stop_early(trainer),
+                time_left=lambda: time_left(trainer),
                 training=lambda: training_facts(trainer, pl_module, self.loss_function),
             )
 

@@ -39,8 +39,9 @@ class EarlierPart:
 def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) -> EarlierPart | None:
     """Return the earlier part of an interrupted run, with its history cut at the checkpoint.
 
-    What was seen after the checkpoint was written is about to happen again; a history that loses
-    lines this way is kept beside the shortened one.
+    What was seen after the checkpoint was written is about to happen again; and what was seen
+    because training ended there, when none was due, would not be in the history of a run that went
+    on. A history that loses lines this way is kept beside the shortened one.
 
     Args:
         folder: That the interrupted run wrote to.
@@ -63,7 +64,7 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
     else:
         files = RunFiles(free_folder(files.folder))
         files.copy_from(earlier, until=step)
-    kept = tuple(observation for observation in then if observation.step <= step)
+    kept = tuple(seen for seen in then if seen.step <= step and not seen.at_end)
     gaps = tuple(gap for gap in then.gaps if gap.step <= step)
     if len(kept) < len(then) and files is earlier:
         files.set_aside()
@@ -73,7 +74,7 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
     warmup = files.read_anchor("warmup", device=device)
     assert start is not None
     whole = history.last_whole
-    in_time = warmup is not None and warmup.step <= step
+    in_time = warmup is not None and warmup.step in {seen.step for seen in kept}
     return EarlierPart(
         files=files,
         history=history,

@@ -16,6 +16,7 @@ __all__ = [
     "may_stop_early",
     "place_of",
     "sharded_strategy",
+    "time_left",
     "total_steps",
     "training_facts",
 ]
@@ -53,7 +54,7 @@ def total_steps(trainer: Any) -> int | None:
 
 
 def may_stop_early(trainer: Any) -> bool:
-    """Return whether a callback or a clock may end the run before its last step.
+    """Return whether a callback may end the run before its time.
 
     Args:
         trainer: Lightning trainer.
@@ -61,8 +62,25 @@ def may_stop_early(trainer: Any) -> bool:
     Returns:
         True if so; a user who interrupts it, or a training step that stops it, is not foreseen.
     """
-    names = {kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__}
-    return bool(names & {"EarlyStopping", "Timer"})
+    return any(_is_a(callback, "EarlyStopping") for callback in trainer.callbacks)
+
+
+def time_left(trainer: Any) -> float | None:
+    """Return the seconds until a clock ends the run (``max_time``), or None without one.
+
+    Args:
+        trainer: Lightning trainer.
+
+    Returns:
+        The least of all clocks' times.
+    """
+    clocks = [callback for callback in trainer.callbacks if _is_a(callback, "Timer")]
+    left = [clock.time_remaining() for clock in clocks if hasattr(clock, "time_remaining")]
+    return min((float(seconds) for seconds in left if seconds is not None), default=None)
+
+
+def _is_a(callback: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(callback).__mro__)
 
 
 def loss_of(trainer: Any, outputs: Any) -> Tensor | None:

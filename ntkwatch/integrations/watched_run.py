@@ -3,7 +3,6 @@
 No training framework is known here: a callback tells it where training is and hands it the model.
 """
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
 from ntkwatch.integrations.beginning import Beginning, earlier_part
+from ntkwatch.integrations.closing import closing_words
 from ntkwatch.integrations.gathering import Gathering
 from ntkwatch.integrations.mishaps import Mishaps, in_words, say
 from ntkwatch.integrations.observer import Observer
@@ -123,6 +123,7 @@ class WatchedRun:
         draw: Callable[[int], ProbeBatch | None],
         resample: bool = False,
         may_stop_early: bool = False,
+        time_left: Callable[[], float | None] | None = None,
         training: Callable[[], Training] | None = None,
     ) -> None:
         """Go on with an interrupted run, or draw a probe for a new one.
@@ -134,7 +135,8 @@ class WatchedRun:
             interrupted: State that the interrupted run left in its checkpoint, or None.
             draw: Given a seed, returns a probe, or None to gather one from the first batches.
             resample: Whether to draw a fresh probe for every observation.
-            may_stop_early: Whether something may end training before that many steps.
+            may_stop_early: Whether something may end training before its time.
+            time_left: Tells how many seconds are left on a clock that ends training.
             training: Tells how the model is trained at the moment, as far as that is known.
 
         Raises:
@@ -149,7 +151,8 @@ class WatchedRun:
             draw=draw if resample else None,
         )
         self._schedule.expect(total_steps)
-        self._budget.expect(None if may_stop_early else total_steps, first_step=step)
+        if not may_stop_early:
+            self._budget.expect(total_steps, first_step=step, time_left=time_left)
         device = next(model.parameters()).device
         earlier = earlier_part(interrupted, self.files, step=step, device=device)
         if earlier is not None:
@@ -170,6 +173,7 @@ class WatchedRun:
         self._observer.tell_start_loss(self._tracker, self.files, first)
         before = [interrupted.get(f"{key}_seconds", 0.0) for key in ("overhead", "elapsed")]
         self._budget.go_on_from(*before)
+        self._budget.learn(earlier.history)
         self._observer.losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
         with self._mishaps.unwritten("the chart layout"):
@@ -242,13 +246,7 @@ class WatchedRun:
         self.history.cost = cost = self._cost()
         with self._mishaps.unwritten("the cost"):
             self.files.append(cost)
-        folder = self.files.folder
-        where = f"See {folder / 'report.html'} or run: ntkwatch report {shlex.quote(str(folder))}"
-        say(
-            f"ntkwatch: {verdict.label} (step {verdict.step}, {len(self.history)} "
-            f"observations, {cost.seconds:.1f} s or {cost.share:.1%} of the time). "
-            f"{where if self._keeps_files else 'Nothing is kept of a trial run.'}"
-        )
+        say(closing_words(verdict, cost, self.files.folder if self._keeps_files else None))
 
     def _cost(self) -> Cost:
         brief = sum(seen.is_brief for seen in self.history)
@@ -261,6 +259,7 @@ class WatchedRun:
         self._observer.losses.let_go()
         self._gathering = self._observer.training = None
         self._beginning.let_go()
+        self._budget.expect(None)
 
     # Failures. ------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ class Acquaintance:
         independent: Whether samples were found to be independent.
         feeding: Weights that feed a BatchNorm on batch statistics; None before they were looked
             for.
+        rescalable: Those of them whose norm was found to make no difference, at the last look.
         linearized: By which method Jacobian-vector products are taken, once one was checked.
         products: How many were taken.
     """
@@ -42,6 +43,7 @@ class Acquaintance:
     written: tuple[str, ...] = ()
     independent: bool = False
     feeding: tuple[str, ...] | None = None
+    rescalable: tuple[str, ...] | None = None
     linearized: str | None = None
     products: int = 0
 

@@ -15,7 +15,7 @@ from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.parameters import clean_name
 
-__all__ = ["feeding_weights", "norm_matched"]
+__all__ = ["feeding_weights", "norm_matched", "with_norms_of"]
 
 _SAME_FUNCTION = 1e-3  # epsilon of 1e-5 under variances above 1e-2
 _FEEDERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -48,7 +48,7 @@ def norm_matched(
         norms' epsilon explains (because it is used elsewhere too, say) is as it was.
     """
     found = feeding_weights(function, inputs, names) if feeding is None else feeding
-    rescaled = {name: _rescaled(function.params[name], reference[name]) for name in found}
+    rescaled = with_norms_of(reference, function.params, found)
     with torch.no_grad(), batch_statistics(function.model, names):
         before = function({}, inputs) if outputs is None else outputs
 
@@ -60,6 +60,20 @@ def norm_matched(
             return {**function.params, **rescaled}
         rescaled = {name: weight for name, weight in rescaled.items() if same({name: weight})}
         return {**function.params, **rescaled} if same(rescaled) else dict(function.params)
+
+
+def with_norms_of(reference: Params, params: Params, names: Sequence[str]) -> Params:
+    """Return some weights, rescaled to the norms per output channel of a reference.
+
+    Args:
+        reference: Parameters at the reference.
+        params: The present ones.
+        names: Which weights.
+
+    Returns:
+        These weights by name.
+    """
+    return {name: _rescaled(params[name], reference[name]) for name in names}
 
 
 def _rescaled(now: Tensor, reference: Tensor) -> Tensor:

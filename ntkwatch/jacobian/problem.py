@@ -135,8 +135,12 @@ class Problem:
         budget: int,
         other: Inputs | None = None,
         order: Tensor | None = None,
+        checked: bool = False,
     ) -> Kernel:
-        """Return the kernel; ``order`` takes the samples in another order and puts them back."""
+        """Return the kernel; ``order`` takes the samples in another order and puts them back.
+
+        ``checked`` spares the engine's look at itself, where it was made on more of these samples.
+        """
         inputs = self.inputs if order is None else take(self.inputs, order)
         columns = None if other is None else self._columns(other)
         ingredients = Ingredients(
@@ -147,6 +151,7 @@ class Problem:
             buffers=self.buffers,
             coupled=self.spec.coupled,
             batchnorms=tuple(self.batchnorms),
+            checked=checked,
         )
         matrix, layers, coverage, plan = compute(ingredients, inputs, columns, engine, budget)
         if self.reduction.full:
@@ -210,6 +215,7 @@ def prepare(
     batchnorm: BatchNormMode = "running",
     reference: Params | None = None,
     state: Params | None = None,
+    for_kernel: bool = True,
 ) -> Problem:
     """Return a problem whose inputs, outputs and weights are checked.
 
@@ -227,6 +233,7 @@ def prepare(
         reference: Buffers at the reference step, for ``batchnorm="reference"``; by default the
             present ones.
         state: Parameters and buffers by clean name, to use instead of the model's present ones.
+        for_kernel: Whether a kernel is wanted; else statistics for it are not gathered.
 
     Returns:
         The problem.
@@ -263,7 +270,9 @@ def prepare(
     statistics = statistics_in(model, batchnorm, batchnorms)
     buffers = function.own_buffers(reference or {}) if statistics == "reference" else {}
     on_batch: Tensor | None = None
-    if statistics == "probe":
+    if statistics == "probe" and not for_kernel:
+        values = on_batch = outputs_on("batch", function, inputs, batchnorms, {})
+    elif statistics == "probe":
         buffers, values, on_batch = on_probe(function, inputs, batchnorms)
     elif buffers or statistics == "batch":
         values = outputs_on(statistics, function, inputs, batchnorms, buffers)

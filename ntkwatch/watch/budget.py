@@ -1,34 +1,35 @@
 """What watching costs, as a share of wall time, and which kind of observation is affordable now.
 
-Two promises are kept. At any moment after the reference is paid for, no observation is begun that
-would lift the share above the allowed one; and at the end it is not above it either, with the last
-observation and the report paid. Observations differ in price: a whole one takes the kernel, a brief
-one does without, and of the money a part is put by for whole ones.
+The reference is dear, and the last observation and the report have to be paid for in the end. Where
+the length of a run is known, what all of it allows is laid out over all of it; where it may end at
+any moment, nothing is spent that has not come in, with the end put aside. Observations differ in
+price: a whole one takes the kernel, a brief one does without, and a part is put by for whole ones.
 """
 
+import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from ntkwatch.watch.records import Cost
+from ntkwatch.watch.records import Cost, Observation
 
 __all__ = ["Kind", "OverheadBudget"]
 
 Kind = Literal["whole", "brief"]
 
 _RECENT = 5  # prices that a median is taken of: the first is dearer, and one may be an accident
-# Of what is left once reference, drawing and writing are paid, the part that brief observations may
-# take: they are many and cheap, and draw the curves between whole ones.
+# Of what there is for observing, the part that brief observations may take: they are many and
+# cheap, and draw the curves between whole ones.
 _BRIEF_SHARE = 0.7
 # A brief observation that costs more of a whole one than this is not worth its gaps.
 _WORTH_IT = 0.6
 # Before one was made, its price as a part of the reference's, which holds every check besides.
-_GUESSED: dict[Kind, float] = {"whole": 0.6, "brief": 0.25}
+_GUESSED: dict[Kind, float] = {"whole": 0.6, "brief": 0.1}
 _REPORT = 0.5  # seconds: verdict, pictures and page of an ordinary run
-_MARGIN = 1.3  # on what is put aside for the end, whose price is not known before
+_MARGIN = 1.2  # on what is put aside for the end, whose price is not known before
 
 
 class OverheadBudget:
@@ -55,6 +56,8 @@ class OverheadBudget:
         }
         self._prices: dict[Kind, float] = {"whole": 0.0, "brief": 0.0}
         self._first_step, self._total_steps = 0, 0
+        self._time_left: Callable[[], float | None] | None = None
+        self._at_first: float | None = None
 
     def start(self) -> None:
         """Begin to count wall time."""
@@ -70,14 +73,22 @@ class OverheadBudget:
         """
         self._before = (self._before[0] + spent, self._before[1] + elapsed)
 
-    def expect(self, total_steps: int | None, *, first_step: int = 0) -> None:
-        """Say how long the run is, where it is known: time to come then pays for the end.
+    def expect(
+        self,
+        total_steps: int | None,
+        *,
+        first_step: int = 0,
+        time_left: Callable[[], float | None] | None = None,
+    ) -> None:
+        """Say how long the run is, where it is known: all of it then pays for reference and end.
 
         Args:
             total_steps: Optimizer steps that the run will take, or None.
             first_step: Steps taken when this part of it began.
+            time_left: Tells how many seconds are left on a clock that ends the run.
         """
         self._first_step, self._total_steps = first_step, total_steps or 0
+        self._time_left = time_left
 
     # What was spent. ------------------------------------------------------------------------------
 
@@ -131,6 +142,16 @@ class OverheadBudget:
         elapsed = self.elapsed
         return self.spent / elapsed if elapsed > 0 else 0.0
 
+    def learn(self, earlier: Iterable[Observation]) -> None:
+        """Learn prices from the observations of an interrupted run, whose cost is counted already.
+
+        Args:
+            earlier: What was seen before the interruption.
+        """
+        for seen in earlier:
+            kind: Kind = "brief" if seen.is_brief else "whole"
+            self.note_price(seen.seconds, None if seen.step == seen.anchor_step else kind)
+
     def cost(self, *, promised: float | None, observations: int, brief: int) -> Cost:
         """Return what watching took up to now, as a record."""
         return Cost(
@@ -153,30 +174,40 @@ class OverheadBudget:
         Returns:
             "whole" where that is affordable, else "brief" where that is, and is worth it.
         """
-        spent, elapsed = self.spent, self.elapsed
         whole, brief = self._prices["whole"], self._prices["brief"]
-        aside = _MARGIN * (whole + _REPORT)
-        left = self._seconds_left(step, spent, elapsed)
-        if left is None:  # training may end at any moment
-            spent, elapsed, left, aside = spent + aside, elapsed + aside, 0.0, 0.0
-
-        def affords(price: float) -> bool:
-            now = spent + price <= self.max_overhead * (elapsed + price)
-            last = spent + price + aside
-            return now and last <= self.max_overhead * (elapsed + left + price + aside)
-
-        if affords(whole):
+        purse, now = self._purse(step)
+        on_observing = sum(self._on.values())
+        if on_observing + whole * (1 - self.max_overhead) <= now:
             return "whole"
-        if brief <= _WORTH_IT * whole and affords(brief):
-            on_observing = sum(self._on.values())
-            free = self.max_overhead * elapsed - (spent - on_observing)
-            return "brief" if self._on["brief"] + brief <= _BRIEF_SHARE * free else None
-        return None
-
-    def _seconds_left(self, step: int, spent: float, elapsed: float) -> float | None:
-        """How long training will go on, from its pace so far; None where that is not known."""
-        done = step - self._first_step
-        if self._total_steps <= 0 or done <= 0:
+        if brief > _WORTH_IT * whole or on_observing + brief * (1 - self.max_overhead) > now:
             return None
-        training = elapsed - self._before[1] - (spent - self._before[0])
-        return max(0.0, training / done * (self._total_steps - step))
+        # Where what is put by would never pay for a whole one, nothing is.
+        part = _BRIEF_SHARE if (1 - _BRIEF_SHARE) * purse >= whole else 1.0
+        return "brief" if self._on["brief"] + brief <= part * now else None
+
+    def _purse(self, step: int) -> tuple[float, float]:
+        """Seconds for observing between reference and end: over the whole run, and until now."""
+        elapsed, share = self.elapsed, self.max_overhead
+        rest = self.spent - sum(self._on.values())  # reference, drawing, writing, hooks
+        if self._at_first is None:
+            self._at_first = rest
+        aside = _MARGIN * (self._prices["whole"] + _REPORT) * (1 - share)
+        left = self._seconds_left(step)
+        if left is None:  # training may end at any moment
+            purse = share * elapsed - rest - aside
+            return math.inf, purse
+        total = elapsed + left
+        hooks = (rest - self._at_first) * left / max(elapsed, 1e-9)
+        purse = share * total - rest - hooks - aside
+        # Most of what happens to a network happens early, so half of it is for the first quarter;
+        # but no more than has come in, lest a run that is cut short has paid for all of it.
+        return purse, min(share * elapsed, purse * math.sqrt(elapsed / total))
+
+    def _seconds_left(self, step: int) -> float | None:
+        """How long training will go on, by its pace so far and its clock; None where not known."""
+        known = [] if self._time_left is None else [self._time_left()]
+        done = step - self._first_step
+        if self._total_steps > 0 and done > 0:
+            training = self.elapsed - self._before[1] - (self.spent - self._before[0])
+            known.append(max(0.0, training / done * (self._total_steps - step)))
+        return min((left for left in known if left is not None), default=None)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ntkwatch.errors import CoverageError
-from ntkwatch.jacobian.acquaintance import acquainted
+from ntkwatch.jacobian.acquaintance import Acquaintance, acquainted
+from ntkwatch.jacobian.functional import Params
 from ntkwatch.jacobian.inputs import cast_inputs
 from ntkwatch.jacobian.linearize import (
     METHODS,
@@ -18,7 +19,7 @@ from ntkwatch.jacobian.linearize import (
     jacobian_vector_product,
     unchecked_product,
 )
-from ntkwatch.jacobian.norm_matching import feeding_weights, norm_matched
+from ntkwatch.jacobian.norm_matching import feeding_weights, norm_matched, with_norms_of
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.kernel.bootstrap import bootstrap_weights, residual_ratio_samples
 from ntkwatch.kernel.gram import widest_float
@@ -152,20 +153,8 @@ def _centred_error(change: Tensor, linear: Tensor) -> float | None:
 
 def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) -> tuple[Tensor, str]:
     problem = now.problem
-    function, known = problem.function, acquainted(problem.function.model, problem.use)
-    present = function.params
-    if moving:
-        if known.feeding is None:
-            known.feeding = tuple(feeding_weights(function, problem.inputs, moving))
-        same = tuple(problem.batchnorms) == moving
-        present = norm_matched(
-            function,
-            problem.inputs,
-            moving,
-            anchor.params,
-            feeding=known.feeding,
-            outputs=problem.on_batch if same else None,
-        )
+    known = acquainted(problem.function.model, problem.use)
+    present = _norm_matched(now, anchor, moving, known) if moving else problem.function.params
     moved = {
         name: present[name] - then
         for name, then in anchor.params.items()
@@ -195,6 +184,30 @@ def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) ->
     )
     known.linearized = product.method if product.method in METHODS else None
     return product.change, product.method
+
+
+def _norm_matched(
+    now: Measurement, anchor: Anchor, moving: tuple[str, ...], known: Acquaintance
+) -> Params:
+    """The present weights with norms as at the anchor where these make no difference."""
+    problem, function = now.problem, now.problem.function
+    # Whether they make one is looked at in whole observations, whose word a brief one takes for it.
+    if now.left_out.get("kernel") == NOT_TAKEN and known.rescalable is not None:
+        rescaled = with_norms_of(anchor.params, function.params, known.rescalable)
+        return {**function.params, **rescaled}
+    if known.feeding is None:
+        known.feeding = tuple(feeding_weights(function, problem.inputs, moving))
+    present = norm_matched(
+        function,
+        problem.inputs,
+        moving,
+        anchor.params,
+        feeding=known.feeding,
+        outputs=problem.on_batch if tuple(problem.batchnorms) == moving else None,
+    )
+    own = function.params
+    known.rescalable = tuple(name for name in known.feeding if present[name] is not own[name])
+    return present
 
 
 def _is_power_of_eight(number: int) -> bool:

@@ -14,7 +14,7 @@ from ntkwatch.errors import CoverageError, NonFiniteError, RandomForwardError, S
 from ntkwatch.jacobian.batchnorm import batch_statistics
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs, take
+from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.outputs import OutputsSpec, Reduction
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.problem import Problem, prepare
@@ -159,6 +159,7 @@ def measure(
         batchnorms=list(settings.moving),
         reference=reference,
         state=state,
+        for_kernel=not brief,
     )
     if settings.outputs in _ALL and settings.metrics != "full" and problem.reduction.full:
         problem = problem.traced()

@@ -64,7 +64,7 @@ def _kernel_floors(
     # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
     budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes // every))
     assert settings.engine != "sketch"
-    again = problem.kernel(engine=settings.engine, budget=budget, order=some)
+    again = problem.kernel(engine=settings.engine, budget=budget, order=some, checked=True)
     floors: dict[str, Tensor] = {}
     then = kernel.trace[rows][:, rows]
     if bool(then.any()):

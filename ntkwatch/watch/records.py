@@ -177,6 +177,7 @@ class Observation(Reading):
         since_warmup: The same network read from the end of its warm-up, once that is over.
         batchnorm: How moving batch statistics were treated in the kernel, or "none" without any.
         notes: What a reader of these numbers should know.
+        at_end: Whether it was made because training ended there, when none was due.
         seconds: Wall time this observation took.
         overhead_seconds: Wall time that watching has taken so far in all, or None outside of a run.
         overhead_share: That over the time since training began, in [0, 1].
@@ -219,6 +220,7 @@ class Observation(Reading):
     since_warmup: Reading | None = None
     batchnorm: str = "none"
     notes: tuple[str, ...] = ()
+    at_end: bool = False
     seconds: float
     overhead_seconds: float | None = None
     overhead_share: float | None = None
