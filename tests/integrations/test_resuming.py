@@ -9,6 +9,7 @@ import pytest
 import torch
 from integrations.trainings import (
     NAMESPACES,
+    Resumable,
     data,
     differing,
     lightning,
@@ -20,7 +21,6 @@ from integrations.trainings import (
     trainer,
 )
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ntkwatch import NTKMonitor, read_history
 from ntkwatch.watch.records import TIMINGS
@@ -40,25 +40,6 @@ def _numbers(history):
 
 def _monitor(**settings) -> NTKMonitor:
     return NTKMonitor(**{"every_n_train_steps": 5, "on_error": "raise", **settings})
-
-
-class Resumable(DataLoader):
-    """Goes on in the middle of an epoch, as Lightning asks of loaders that are resumed there."""
-
-    start = seen = 0
-
-    def __iter__(self):
-        start, self.start = self.start, 0
-        for number, batch in enumerate(super().__iter__(), start=1):
-            if number > start:
-                self.seen = number
-                yield batch
-
-    def state_dict(self):
-        return {"seen": self.seen}
-
-    def load_state_dict(self, state):
-        self.start = state["seen"]
 
 
 def _fit(pl, root, watch, *, checkpoint=None, model=None, **settings):

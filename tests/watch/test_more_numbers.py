@@ -220,7 +220,11 @@ def test_each_level_of_metrics_holds_the_cheaper_one():
     full, standard = (
         _leaves({f: known[level][f] for f in known["standard"]}) for level in ("full", "standard")
     )
-    assert full == pytest.approx(standard, rel=1e-9, abs=1e-12)
+    close = {leaf: v for leaf, v in standard.items() if isinstance(v, float)}
+    assert {leaf: full[leaf] for leaf in close} == pytest.approx(close, rel=1e-9, abs=1e-12)
+    assert {leaf: v for leaf, v in full.items() if leaf not in close} == {
+        leaf: v for leaf, v in standard.items() if leaf not in close
+    }
     only = known["full"].keys() - known["standard"].keys()
     assert only == {"layer_target_alignment", "layer_target_alignment_z"}
     assert {"kernel_angle", "linearization_error", "displacement"} <= known["minimal"].keys()
