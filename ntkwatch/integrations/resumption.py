@@ -61,6 +61,7 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
         return None
     if files.folder.resolve() == earlier.folder.resolve():
         files = earlier
+        files.sweep()
     else:
         files = RunFiles(free_folder(files.folder))
         files.copy_from(earlier, until=step)

@@ -95,7 +95,10 @@ def loss_of(trainer: Any, outputs: Any) -> Tensor | None:
     """
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     # Under automatic optimization Lightning hands out the loss divided by the accumulated batches.
-    return loss * trainer.accumulate_grad_batches if isinstance(loss, Tensor) else None
+    batches = trainer.accumulate_grad_batches
+    if not isinstance(loss, Tensor):
+        return None
+    return loss if batches == 1 else loss * batches
 
 
 def training_facts(

@@ -28,6 +28,7 @@ _BRIEF_SHARE = 0.7
 _WORTH_IT = 0.6
 # Before one was made, its price as a part of the reference's, which holds every check besides.
 _GUESSED: dict[Kind, float] = {"whole": 0.6, "brief": 0.1}
+_PATIENCE = 0.002  # of the time so far, after which what was too dear is asked for again
 _REPORT = 0.5  # seconds: verdict, pictures and page of an ordinary run
 _MARGIN = 1.2  # on what is put aside for the end, whose price is not known before
 
@@ -58,6 +59,7 @@ class OverheadBudget:
         self._first_step, self._total_steps = 0, 0
         self._time_left: Callable[[], float | None] | None = None
         self._at_first: float | None = None
+        self._ask_again = 0.0
 
     def start(self) -> None:
         """Begin to count wall time."""
@@ -174,6 +176,13 @@ class OverheadBudget:
         Returns:
             "whole" where that is affordable, else "brief" where that is, and is worth it.
         """
+        if self.elapsed < self._ask_again:
+            return None
+        kind = self._affordable(step)
+        self._ask_again = 0.0 if kind is not None else self.elapsed * (1 + _PATIENCE)
+        return kind
+
+    def _affordable(self, step: int) -> Kind | None:
         whole, brief = self._prices["whole"], self._prices["brief"]
         purse, now = self._purse(step)
         on_observing = sum(self._on.values())

@@ -167,6 +167,11 @@ class RunFiles:
         """Write a text file, such as the report."""
         write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
 
+    def sweep(self) -> None:
+        """Remove what a process that was killed left half-written under a temporary name."""
+        for path in self.folder.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
     def set_aside(self) -> None:
         """Keep a copy of the history as it is, before some of it is taken back."""
         shutil.copy2(self.history, self.folder / "history.before-resume.jsonl")
