@@ -7,7 +7,7 @@ unwatched one takes for the minutes asked for. Printed are the share that was pr
 that the monitor says it took, how many observations that paid for (brief ones are those without a
 kernel), and wall and processor time of the whole fit beside the unwatched one's. The last two are a
 check from outside of what the monitor says of itself; on a machine that does other things besides,
-processor time is the better one of them. "RSS" is the height of the process's memory.
+processor time is the better one of them.
 """
 
 import argparse
@@ -65,6 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", choices=list(TRAININGS), default=list(TRAININGS)[:2])
     parser.add_argument("--minutes", type=float, default=3.0, help="of each unwatched training")
+    parser.add_argument("--steps", type=int, help="so many instead of so many minutes")
+    parser.add_argument("--watched-only", action="store_true", help="no unwatched run beside")
     parser.add_argument("--budgets", nargs="*", type=float, default=[0.005, 0.02, 0.1])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--details", action="store_true", help="steps and seconds of observations")
@@ -74,14 +76,19 @@ def main() -> None:
         asked = given.child.pop("what")
         print(json.dumps({"pace": pace, "train": train}[asked](**given.child)))
         return
-    print(f"{machine(given.threads)}; {given.minutes:g} minutes of training each")
+    print(machine(given.threads))
     for model in given.models:
         settings = {"model": model, "threads": given.threads}
-        step = apart(__file__, {"what": "pace", **settings})["step"]
-        settings |= {"what": "train", "steps": max(1, round(60 * given.minutes / step))}
-        print(f"\n{TRAININGS[model]}: {settings['steps']} steps", flush=True)
-        alone = apart(__file__, {**settings, "share": 0.0})
-        rows = [_row(0.0, alone, alone)]
+        steps = given.steps
+        if steps is None:
+            step = apart(__file__, {"what": "pace", **settings})["step"]
+            steps = max(1, round(60 * given.minutes / step))
+        settings |= {"what": "train", "steps": steps}
+        print(f"\n{TRAININGS[model]}: {steps} steps", flush=True)
+        alone, rows = None, []
+        if not given.watched_only:
+            alone = apart(__file__, {**settings, "share": 0.0})
+            rows.append(_row(0.0, alone, alone))
         for share in given.budgets:
             found = apart(__file__, {**settings, "share": share})
             rows.append(_row(share, found, alone))
@@ -90,13 +97,16 @@ def main() -> None:
         print(table(("", *_HEAD), rows), flush=True)
 
 
-def _row(share: float, found: dict[str, Any], alone: dict[str, Any]) -> list[str]:
+def _row(share: float, found: dict[str, Any], alone: dict[str, Any] | None) -> list[str]:
     if "failed" in found:
         return ["FAILED", f"{share:.1%}", *["-"] * (len(_HEAD) - 1)]
     outside = [
         cell
         for key in ("wall", "cpu")
-        for cell in (f"{found[key]:.1f}", f"{found[key] / alone[key] - 1:+.1%}")
+        for cell in (
+            f"{found[key]:.1f}",
+            "-" if alone is None else f"{found[key] / alone[key] - 1:+.1%}",
+        )
     ]
     if not share:
         return ["alone", *["-"] * 5, *outside]

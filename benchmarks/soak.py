@@ -27,9 +27,7 @@ from trained import TRAININGS, fit
 from ntkwatch import NTKMonitor
 
 _MIB = 2**20
-_HEAD = (
-    f"{'minutes':>8} {'observed':>9} {'RSS MiB':>9} {'objects':>9} {'file MiB':>9} {'ms each':>8}"
-)
+_HEAD = " minutes  observed   RSS MiB   objects  file MiB  ms each"
 _LINES = 20
 
 
