@@ -56,7 +56,7 @@ class NTKMonitor(CallbackBase):
     relative_displacement                 ``|theta - theta_0| / |theta_0|``
     target_alignment                      centred kernel-target alignment
     strength                              0 static, 1 lazy, 2 transitional, 3 feature-learning
-    overhead_share                        share of wall time spent watching
+    overhead_share                        share of wall time spent watching, everything counted
     ====================================  ==========================================================
 
     Args:
@@ -80,7 +80,8 @@ class NTKMonitor(CallbackBase):
         loss_function: What the training loss is of the outputs, for stable learning rates: a loss
             of torch, its dotted path, or a name such as "square-mean" or "cross-entropy-mean".
             "auto" takes the one ``MSELoss`` or ``CrossEntropyLoss`` that the module holds.
-        max_overhead: Largest share of wall time to spend, in (0, 1].
+        max_overhead: Largest share of wall time to spend, in (0, 1], everything counted. Where it
+            does not pay for a kernel each time, most observations are brief: without one.
         memory_budget: Bytes that Jacobian rows may take.
         dirpath: Folder for the run's files; default ``<log_dir>/<name>``.
         save_kernels: Whether to write each kernel to a file.

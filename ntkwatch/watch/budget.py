@@ -156,10 +156,11 @@ class OverheadBudget:
 
     def cost(self, *, promised: float | None, observations: int, brief: int) -> Cost:
         """Return what watching took up to now, as a record."""
+        spent, elapsed = self.spent, self.elapsed
         return Cost(
-            seconds=self.spent,
-            elapsed=self.elapsed,
-            share=self.share,
+            seconds=spent,
+            elapsed=elapsed,
+            share=spent / elapsed if elapsed > 0 else 0.0,
             promised=promised,
             observations=observations,
             brief=brief,

@@ -50,7 +50,8 @@ class KernelTracker:
         probe: Inputs, and targets where there are any, that kernels are compared on.
         forward: ``(model, inputs) -> tensor (N, ...)``; guessed by default.
         outputs: Which outputs enter the kernel, as in ``empirical_ntk``; "auto" takes all up to 10
-            and 8 random directions beyond (orthogonal to the all-ones vector for class targets).
+            (summed, unless ``metrics="full"``) and 8 random directions beyond (orthogonal to the
+            all-ones vector for class targets).
         params: Names or patterns of parameters for the kernel; default all trainable ones.
         engine: As in ``empirical_ntk``; or "sketch", which estimates how far the kernel has moved,
             with errors. "auto" takes it where samples are coupled or the kernel cannot be held.
