@@ -38,6 +38,18 @@ _DETAILS = (
         "The same without the mean over probe points, which a common shift would be.",
     ),
     (
+        "common_share",
+        "outputs' change common to all samples",
+        _FLOAT,
+        "Part of its square that one shift makes: what a bias alone could have learned.",
+    ),
+    (
+        "change_target_correlation",
+        "outputs' change against the targets",
+        _FLOAT,
+        "Correlation without the common shift: whether it tells samples apart as the targets do.",
+    ),
+    (
         "kernel_distance_centred",
         "kernel distance, centred",
         _FLOAT,

@@ -38,6 +38,9 @@ class Bands:
         min_probe: Fewest probe points for a verdict.
         after_warmup: Steps since the warm-up, as a multiple of its length, from which on that
             reading may decide: right after any anchor every training looks lazy.
+        common_share: Part of the outputs' change common to all samples above which no features can
+            have been learned, unless the rest goes with the targets.
+        target_correlation: Correlation of the rest with the targets from which on it does.
         aligned_sd: Rise of the target alignment, in permutation s.d., that counts as aligned.
         unaligned_sd: Rise below which it did not align.
         aligned_norm: Ratio of the trace-normalised norm of the targets below which the kernel
@@ -58,6 +61,8 @@ class Bands:
     max_loss_ratio: float = 0.9
     min_probe: int = 32
     after_warmup: float = 4.0
+    common_share: float = 0.8
+    target_correlation: float = 0.3
     aligned_sd: float = 3.0
     unaligned_sd: float = 1.0
     aligned_norm: float = 0.7

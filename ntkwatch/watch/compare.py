@@ -30,7 +30,7 @@ from ntkwatch.watch.kernel_drift import finite_intervals, kernel_drift
 from ntkwatch.watch.measure import Measurement, Settings, linearized_function
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import NOT_TAKEN, Reading
-from ntkwatch.watch.task import task_rise
+from ntkwatch.watch.task import change_target_correlation, task_rise
 
 __all__ = ["compare", "replicates"]
 
@@ -77,12 +77,13 @@ def compare(
     intervals = values.pop("intervals", {})
     own = parameters_part(now, anchor, settings, weights)
     if own is not None:
-        change = values.get("relative_kernel_change")
-        values["buffer_share"] = buffer_share(change, own.relative_kernel_change)
+        drift = values.get("relative_kernel_change")
+        values["buffer_share"] = buffer_share(drift, own.relative_kernel_change)
     known = now.kernel is not None and values.get("kernel_angle") is not None
     if weights is not None and known and now.kernel is not None and anchor.kernel is not None:
         values |= task_rise(now.kernel.trace, anchor.kernel, targets, left_out)
     outputs = outputs_of_parameters(now, anchor, settings.moving)
+    change = outputs - anchor.outputs
     linear, error_interval = _linearization(
         now, outputs, anchor, settings.moving, weights, left_out
     )
@@ -91,7 +92,9 @@ def compare(
     return Reading(
         anchor_step=anchor.step,
         **linear,
-        output_change=float((outputs - anchor.outputs).square().mean().sqrt()),
+        output_change=float(change.square().mean().sqrt()),
+        common_share=_common_share(change),
+        change_target_correlation=change_target_correlation(change, targets),
         parameters_only=own,
         unjudged=unjudged(now),
         intervals=intervals,
@@ -149,6 +152,14 @@ def _centred_error(change: Tensor, linear: Tensor) -> float | None:
     left, own = ((part - part.mean(dim=0)).norm() for part in (change - linear, change))
     rounding = torch.finfo(change.dtype).eps * change.norm()
     return float(left / own) if bool(own > rounding) else None
+
+
+def _common_share(change: Tensor) -> float | None:
+    """How much of it is one shift of all samples: what a bias alone could have learned."""
+    whole = change.square().sum()
+    if not bool(whole > 0):
+        return None
+    return float(change.mean(dim=0).square().sum() * len(change) / whole)
 
 
 def _linear_change(now: Measurement, anchor: Anchor, moving: tuple[str, ...]) -> tuple[Tensor, str]:

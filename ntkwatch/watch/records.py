@@ -67,6 +67,11 @@ class Reading:
         linearization_method: "jvp", "double-vjp" or "finite-difference".
         output_change: Root mean square of ``f - f_0`` over probe points and outputs, with ``f``,
             here and in the linearization error, of the present parameters and the anchor's buffers.
+        common_share: Part of its square that is one shift of all probe points, in [0, 1]: what a
+            bias alone could have learned.
+        change_target_correlation: Correlation of ``f - f_0`` with the targets (one-hot or values),
+            both without their mean over samples, in [-1, 1]; None where outputs and targets are of
+            different kinds.
         displacement: ``|theta - theta_0|_2``.
         relative_displacement: ``|theta - theta_0|_2 / |theta_0|_2``, no unit.
         layer_displacement: Per module, the displacement of its parameters.
@@ -102,6 +107,8 @@ class Reading:
     linearization_error_centred: float | None = None
     linearization_method: str | None = None
     output_change: float | None = None
+    common_share: float | None = None
+    change_target_correlation: float | None = None
     displacement: float | None = None
     relative_displacement: float | None = None
     layer_displacement: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,7 @@
-"""How a kernel fits the targets of its probe: by itself, by layer, and against an anchor's."""
+"""How a kernel fits the targets of its probe: by itself, by layer, against an anchor's.
+
+And whether what the network learned tells them apart.
+"""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ntkwatch.errors import InputError, KernelMismatchError
 from ntkwatch.jacobian.spec import Kernel
@@ -18,7 +22,7 @@ from ntkwatch.kernel.alignment import (
     target_matrix,
 )
 
-__all__ = ["layer_task_numbers", "task_numbers", "task_rise"]
+__all__ = ["change_target_correlation", "layer_task_numbers", "task_numbers", "task_rise"]
 
 _SOLVE_ERRORS = (KernelMismatchError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
@@ -58,6 +62,38 @@ def task_numbers(
         return values
     values["rkhs_norm"] = _finite_only(norms)
     return values
+
+
+def change_target_correlation(change: Tensor, targets: Tensor | None) -> float | None:
+    """Return whether what was learned tells samples apart as the targets do.
+
+    ``<H df, H Y> / (|H df| |H Y|)`` with ``H`` centring over samples: a shift common to all of them
+    counts for nothing, and neither does a smooth function that happens to cluster like the classes.
+
+    Args:
+        change: ``df = f - f_0`` on the probe, (N, C).
+        targets: Of the probe: class numbers below C, or as many values as outputs; or None.
+
+    Returns:
+        The correlation in [-1, 1], or None where the outputs are not those of the targets.
+    """
+    code = _code(change, targets)
+    if code is None:
+        return None
+    change, code = (part - part.mean(dim=0) for part in (change.to(code), code))
+    value = float((change * code).sum() / (change.norm() * code.norm()))
+    return value if math.isfinite(value) else None
+
+
+def _code(outputs: Tensor, targets: Tensor | None) -> Tensor | None:
+    """Targets in the form of outputs: one-hot, or the values."""
+    if targets is None or len(targets) != len(outputs):
+        return None
+    targets = targets.to(outputs.device)
+    if targets.is_floating_point():
+        return targets.double().view_as(outputs) if targets.numel() == outputs.numel() else None
+    known = targets.ndim == 1 and 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]
+    return functional.one_hot(targets, outputs.shape[1]).double() if known else None
 
 
 def layer_task_numbers(kernel: Kernel, targets: Tensor | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ntkwatch.watch.bands import Bands, Strength, band_of_angle
+from ntkwatch.watch.guards import guard_of, only_a_shift
 from ntkwatch.watch.history import History
 from ntkwatch.watch.label import label_reading
 from ntkwatch.watch.records import Observation, Reading
@@ -18,6 +19,7 @@ from ntkwatch.watch.wording import (
     explain_strength,
     next_step,
     number,
+    some,
     what_happened,
 )
 
@@ -155,13 +157,13 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
     readings = {START: _read(last, last.noise_floor, bands)}
     if last.since_warmup is not None:
         readings[WARMUP] = _read_since_warmup(history[0].step, last, last.since_warmup, bands)
-    guard = _guard(history, last, bands)
     strength, qualifier, why = _combine(readings)
+    guard = guard_of(history, last, bands) or only_a_shift(strength, last, why, bands)
     if guard is not None:
         strength, qualifier, why = Strength.UNDETERMINED, guard[0], guard[1]
     layers = _layers(last, bands)
     if qualifier is None and _is_mixed(layers):
-        qualifier = "mixed by layer"
+        qualifier, why = "mixed by layer", f"{why}; {_layers_apart(layers)}"
     return Verdict(
         strength=strength,
         qualifier=qualifier,
@@ -177,49 +179,6 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
         loss_ratio=last.loss_ratio,
         probe_size=last.probe_size,
     )
-
-
-def _guard(history: History, last: Observation, bands: Bands) -> tuple[str, str] | None:
-    """Return the name and the reason of the first guard that forbids a label, or None."""
-    if any(gap.step >= last.step for gap in history.gaps):
-        reason = next(gap.reason for gap in history.gaps if gap.step >= last.step)
-        return "last observation failed", f"the last observation failed: {reason.rstrip('.')}"
-    if len(history) < 2 or last.step == history[0].step:
-        return "one observation", "there is only the reference, and nothing to compare it with"
-    if not history.run.reference_is_start:
-        return (
-            "reference is not the start",
-            f"the reference is {history.run.reference or 'not a known start of training'}",
-        )
-    if last.probe_size < bands.min_probe:
-        return (
-            "probe too small",
-            f"the probe has {last.probe_size} points and fewer than {bands.min_probe} "
-            "make angles and alignments too noisy",
-        )
-    ratio = last.loss_ratio
-    if ratio is not None and ratio > bands.max_loss_ratio:
-        return (
-            "too early",
-            f"the training loss is still at {number(ratio)} of its start "
-            f"(a verdict needs at most {bands.max_loss_ratio:g})",
-        )
-    return _nothing_moved(last, bands)
-
-
-def _nothing_moved(last: Observation, bands: Bands) -> tuple[str, str] | None:
-    """Outputs that stayed where they were say nothing about how they would have moved."""
-    floor = bands.floors * last.noise_floor.get("output", 0.0)
-    if last.output_change is not None and last.output_change <= floor:
-        said = (
-            f"the outputs on the probe changed by {number(last.output_change)}, "
-            "which is not distinguishable from rounding"
-        )
-        if last.parameters_only is not None:
-            change = number(last.relative_kernel_change)
-            said += f"; moving buffers changed the kernel by {change} of its size"
-        return "outputs did not move", said
-    return None
 
 
 def _read(reading: Reading, floors: dict[str, float], bands: Bands) -> ReadingVerdict:
@@ -286,6 +245,21 @@ def _layers(last: Observation, bands: Bands) -> dict[str, LayerReading]:
         )
         for name, angle in last.of_parameters().layer_angle.items()
     }
+
+
+def _layers_apart(layers: dict[str, LayerReading]) -> str:
+    """Return which layers turned and which did not, the ones that turned furthest first.
+
+    Args:
+        layers: With their bands.
+
+    Returns:
+        A clause.
+    """
+    by_angle = sorted(layers.items(), key=lambda item: -(item[1].angle or 0.0))
+    turned = [name for name, layer in by_angle if layer.band == Strength.FEATURE_LEARNING]
+    stayed = [name for name, layer in by_angle if layer.band in (Strength.STATIC, Strength.LAZY)]
+    return f"features formed in {some(turned)} and not in {some(stayed[::-1])}"
 
 
 def _is_mixed(layers: dict[str, LayerReading]) -> bool:

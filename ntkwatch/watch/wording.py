@@ -6,7 +6,15 @@ from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation, Reading
 
-__all__ = ["evidence_lines", "explain_strength", "next_step", "number", "place", "what_happened"]
+__all__ = [
+    "evidence_lines",
+    "explain_strength",
+    "next_step",
+    "number",
+    "place",
+    "some",
+    "what_happened",
+]
 
 _NAMED = 3  # names in one list that are given; the others are counted
 
@@ -47,6 +55,8 @@ _AFTER_GUARD = {
     "probe too small": "Use probe_size=64 or more.",
     "too early": "Train on, and judge again when the loss has fallen.",
     "outputs did not move": "Check that the watched parameters receive gradients.",
+    "only a common shift": "Train on, and judge again when the network tells inputs apart; if it "
+    "never does, check the targets.",
     "no linearization error": "See the reason above; a verdict rests on this number.",
     "signals disagree": "Look at the layers, and use a larger probe to see which signal holds.",
     "derivative does not fit": "Look for weight decay, or for state that a forward pass keeps "
@@ -118,10 +128,11 @@ def _missing_lines(last: Observation) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for key, reason in last.left_out.items():
         by_reason.setdefault(reason.rstrip("."), []).append(key)
-    return [f"not measured: {_some(keys)} ({reason})" for reason, keys in by_reason.items()]
+    return [f"not measured: {some(keys)} ({reason})" for reason, keys in by_reason.items()]
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
@@ -135,7 +146,7 @@ def _reading_lines(name: str, reading: Reading) -> list[str]:
         lines.append(
             f"{name}, moving buffers put back: median layer angle "
             f"{_with_interval(own, 'layer_angle_median')} rad, relative kernel change "
-            f"{_with_interval(own, 'relative_kernel_change')}; {_some(own.moving_buffers)} make "
+            f"{_with_interval(own, 'relative_kernel_change')}; {some(own.moving_buffers)} make "
             f"{number(reading.buffer_share)} of the change"
         )
     return lines

@@ -3,6 +3,7 @@
 ``oracles.py`` shares no code with the package; closed forms are written out where they are used.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -129,6 +130,45 @@ def test_linearization_error_is_that_of_finite_differences(deep):
     assert seen.linearization_error == pytest.approx(float(off.norm() / change.norm()), rel=1e-6)
     assert seen.output_change == pytest.approx(float(change.square().mean().sqrt()), rel=1e-10)
     assert seen.linearization_method == "jvp"
+
+
+def test_the_part_of_the_change_that_samples_share_is_that_of_its_mean(deep):
+    start, now, x, seen = deep
+    with torch.no_grad():
+        change = (now(x) - start(x)).numpy()
+    shared = np.broadcast_to(change.mean(0), change.shape)
+    share = (shared**2).sum() / (change**2).sum()
+    assert seen.common_share == pytest.approx(share, rel=1e-10)
+    assert 0.01 < share < 0.99, "the test would see nothing"
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_a_change_that_goes_with_the_targets_is_known_by_numpys_correlation(kind):
+    torch.manual_seed(0)
+    x, y = inputs(64, 4), torch.arange(64) % 3
+    code = torch.nn.functional.one_hot(y, 3).double()
+    x[:, :3] += code
+    start = nn.Linear(4, 3, **f64)
+    now = copy.deepcopy(start)
+    with torch.no_grad():
+        now.weight[:, :3] += 0.1 * torch.eye(3)
+        now.bias += 5.0
+        change = (now(x) - start(x)).numpy()
+    probe = ProbeBatch(x, y if kind == "classes" else code)
+    seen = start_and_now(start, now, probe)[2]
+    pairs = [part - part.mean(0) for part in (change, code.numpy())]
+    expected = np.corrcoef(*(part.ravel() for part in pairs))[0, 1]
+    assert seen.change_target_correlation == pytest.approx(expected, rel=1e-9)
+    assert expected > 0.3
+    assert seen.common_share > 0.99
+
+
+def test_targets_of_another_kind_than_the_outputs_have_no_correlation_with_their_change():
+    torch.manual_seed(0)
+    start = nn.Linear(4, 3, **f64)
+    for targets in (None, torch.randn(16, 1), torch.arange(16)):
+        seen = start_and_now(start, moved(start), ProbeBatch(inputs(16, 4), targets))[2]
+        assert seen.change_target_correlation is None
 
 
 class _Square(torch.autograd.Function):

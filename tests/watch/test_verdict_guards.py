@@ -24,6 +24,10 @@ def _guarded(history: History) -> tuple[str, str | None, str]:
 
 GUARDS = {
     "too early": (history_of(replace(RICH, loss=1.9)), "still at 0.95 of its start"),
+    "only a common shift": (
+        history_of(replace(RICH, common_share=0.95, change_target_correlation=0.1)),
+        "95% of the outputs' change is one shift",
+    ),
     "probe too small": (history_of(replace(RICH, probe_size=31)), "has 31 points"),
     "outputs did not move": (
         history_of(replace(RICH, output_change=2e-6, noise_floor={"output": 1e-6})),
@@ -70,6 +74,8 @@ def test_an_empty_history_says_what_to_do():
         (replace(RICH, loss_start=None), ()),
         (replace(RICH, loss=-3.0, loss_start=-2.0), ()),
         (replace(RICH, probe_size=32), ()),
+        (replace(RICH, common_share=0.8, change_target_correlation=0.0), ()),
+        (replace(RICH, common_share=0.99, change_target_correlation=0.6), ()),
         (replace(RICH, output_change=4e-5, noise_floor={"output": 1e-6}), ()),
         (RICH, (Gap(step=99, reason="a hiccup"),)),
     ],
@@ -79,6 +85,8 @@ def test_an_empty_history_says_what_to_do():
         "first loss unknown",
         "loss below zero",
         "just enough points",
+        "just not only a shift",
+        "a shift and the task",
         "outputs moved",
         "a gap before the end",
     ],
@@ -175,3 +183,8 @@ def test_numbers_are_rounded_without_lying(value, text):
 
 def test_a_scale_is_shown_with_its_sign():
     assert number(0.02, signed=True) == "+0.020"
+
+
+def test_a_lazy_run_may_learn_nothing_but_a_shift():
+    shift = {"common_share": 0.99, "change_target_correlation": 0.0}
+    assert judge(history_of(seen(0.02, 0.01, 0.01, **shift))).label == "lazy"

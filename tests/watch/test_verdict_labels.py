@@ -153,6 +153,7 @@ def test_layers_in_far_apart_bands_are_called_mixed():
     layers = {"a": 0.4, "b": 0.01, "c": None}
     verdict = judge(history_of(seen(0.25, 0.1, 0.2, layer_angle=layers)))
     assert verdict.label == "transitional (mixed by layer)"
+    assert "features formed in a and not in b" in verdict.reason
     assert [verdict.layers[name].band for name in "abc"] == [
         "feature-learning",
         "lazy",
