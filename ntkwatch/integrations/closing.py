@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from ntkwatch.watch.records import Cost
+from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.verdict import Verdict
 
 __all__ = ["closing_words"]

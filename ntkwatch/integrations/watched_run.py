@@ -19,9 +19,10 @@ from ntkwatch.integrations.observer import Observer
 from ntkwatch.integrations.outlet import Outlet
 from ntkwatch.integrations.resumption import EarlierPart, free_folder
 from ntkwatch.watch.budget import Kind, OverheadBudget
+from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Cost, Gap
+from ntkwatch.watch.records import Gap
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from ntkwatch.watch.records import Cost, Observation
+from ntkwatch.watch.cost import Cost
+from ntkwatch.watch.records import Observation
 
 __all__ = ["Kind", "OverheadBudget"]
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ntkwatch.errors import HistoryError
+from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.plain import (
     cost_from_plain,
     observation_from_plain,
     run_info_from_plain,
     to_plain,
 )
-from ntkwatch.watch.records import SCHEMA, Cost, Gap, Observation, RunInfo
+from ntkwatch.watch.records import SCHEMA, Gap, Observation, RunInfo
 
 __all__ = ["HISTORY_FILE", "History", "append_record", "find_history", "read_history"]
 

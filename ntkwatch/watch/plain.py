@@ -7,7 +7,8 @@ import dataclasses
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ntkwatch.watch.records import Cost, Gap, Observation, Reading, RunInfo
+from ntkwatch.watch.cost import Cost
+from ntkwatch.watch.records import Gap, Observation, Reading, RunInfo
 
 __all__ = ["cost_from_plain", "observation_from_plain", "run_info_from_plain", "to_plain"]
 

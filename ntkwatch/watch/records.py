@@ -12,7 +12,6 @@ __all__ = [
     "NOT_TAKEN",
     "SCHEMA",
     "TIMINGS",
-    "Cost",
     "Gap",
     "Observation",
     "Reading",
@@ -260,28 +259,6 @@ class Gap:
 
     step: int
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What watching a run took, from drawing the probe to writing the report.
-
-    Attributes:
-        seconds: Wall time of all of it.
-        elapsed: Wall time since training began, watching included.
-        share: The one over the other, in [0, 1].
-        promised: Largest share that was allowed, or None where the schedule was to be kept
-            whatever it costs.
-        observations: How many there were in all.
-        brief: How many of them were brief.
-    """
-
-    seconds: float
-    elapsed: float
-    share: float
-    promised: float | None = None
-    observations: int = 0
-    brief: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,10 @@ from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import KernelSpec
 from ntkwatch.watch.anchors import Anchor
+from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.history import HISTORY_FILE, History, append_record
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Cost, Gap, Observation, RunInfo
+from ntkwatch.watch.records import Gap, Observation, RunInfo
 
 __all__ = ["RunFiles", "read_probe", "write_atomically"]
 

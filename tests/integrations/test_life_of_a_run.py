@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ntkwatch import NTKMonitor, ProbeBatch, Verdict, empirical_ntk, read_history
 from ntkwatch.integrations.trainer_facts import total_steps
-from ntkwatch.watch.records import Cost
+from ntkwatch.watch.cost import Cost
 
 pl = lightning()
 
