@@ -277,7 +277,10 @@ def test_a_run_stopped_and_resumed_in_place_has_the_files_of_one_that_never_stop
     assert _numbers(second.history) == _numbers(whole.history)
     assert whole.history[-1].since_warmup.anchor_step == 20
     lines = [
-        [json.loads(line) for line in (tmp_path / place / "ntk/history.jsonl").open()]
+        [
+            json.loads(line)
+            for line in (tmp_path / place / "ntk/history.jsonl").read_text().splitlines()
+        ]
         for place in ("whole", "stopped")
     ]
     for line in lines[0] + lines[1]:
