@@ -113,7 +113,7 @@ class Observer:
             if tracker.warmup is not None and tracker.warmup is not warmup:
                 files.write_anchor(tracker.warmup, "warmup")
             share, spent = self._budget.share, self._budget.spent
-            cost = {"overhead_share": share, "overhead_seconds": spent}
+            cost: dict[str, Any] = {"overhead_share": share, "overhead_seconds": spent}
             seen = replace(seen, **cost, at_end=last)
             tracker.history.add(seen)
             self._outlet.observed(tracker, seen, verdict, files, last=last)

@@ -136,6 +136,15 @@ def after(root: Path, whole: list[dict]) -> dict:
     return found
 
 
+def wait_for(root: Path, over: int) -> None:
+    """Wait until so many steps are over; for -1, until the monitor writes its first file."""
+    sign = root / ("ntk" if over < 0 else "progress")
+    for _ in range(60_000):
+        if sign.exists() and (over < 0 or sign.stat().st_size >= over):
+            return
+        time.sleep(0.001)
+
+
 def tell(found: dict) -> None:
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
@@ -157,7 +166,8 @@ def main(root: Path, kills: int) -> None:
         place = root / str(number)
         place.mkdir()
         child = forked(place)
-        time.sleep(chance.uniform(0.1, 1.05) * seconds)
+        wait_for(place, chance.randrange(-1, STEPS + 1))
+        time.sleep(chance.uniform(0, 1.5) * seconds / STEPS)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         found = after(place, whole)
