@@ -24,7 +24,7 @@ FORMS = {
             "verdict": "as in `verdict.json`, with its `label`",
             "run": "what all observations share: first line of `history.jsonl`",
             "observations": "one object each, as in `history.jsonl` ([keys](metrics.md))",
-            "gaps": "steps that could not be observed: `step`, `reason`",
+            "gaps": "steps without an observation: `step`, `reason`, `kind` (failed or diverged)",
             "missing": "numbers that were not measured: `numbers`, `reason`, `where`",
             "problems": "what was wrong with the history file",
             "cost": "`observations`, `seconds`, `slowest_seconds`",
@@ -52,6 +52,9 @@ FORMS = {
             "routes": "per parameter: `structured`, `generic`, `vmap` or `loop`",
             "no_kernel": "why samples have no kernel of their own, or null",
             "plan": "per parameter, what the structured engine does",
+            "forecast": "of a training on the probe: `strength`, `points` (per `loss_ratio`, how "
+            "far the network moves), `left_out`, `samples`, `outputs`; empty where there is none",
+            "no_forecast": "why there is none, or null",
             "costs": "per probe size: `reference_seconds`, `seconds`, `peak_bytes` (null: unknown)",
             "notes": "what a reader of its numbers should know",
             "suggestions": "what to do, in sentences",

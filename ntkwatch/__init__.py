@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from ntkwatch.integrations.lightning import NTKMonitor
     from ntkwatch.jacobian.cost import plan
     from ntkwatch.jacobian.engine import empirical_ntk
+    from ntkwatch.jacobian.infinite_width import infinite_width_gap
     from ntkwatch.jacobian.matrix_free import top_eigenvalues
     from ntkwatch.jacobian.plan import KernelPlan
     from ntkwatch.jacobian.sketch import sketch_kernel
     from ntkwatch.jacobian.sketched_drift import sketched_drift
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
+    from ntkwatch.watch.after_training import Counterfactual, counterfactual
     from ntkwatch.watch.forecast import Forecast, forecast
     from ntkwatch.watch.history import History, read_history
     from ntkwatch.watch.probe import ProbeBatch
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Counterfactual",
     "Forecast",
     "History",
     "Kernel",
@@ -39,8 +42,10 @@ __all__ = [
     "Observation",
     "ProbeBatch",
     "Verdict",
+    "counterfactual",
     "empirical_ntk",
     "forecast",
+    "infinite_width_gap",
     "judge",
     "plan",
     "read_history",
@@ -51,6 +56,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Counterfactual": "ntkwatch.watch.after_training",
     "Forecast": "ntkwatch.watch.forecast",
     "History": "ntkwatch.watch.history",
     "Kernel": "ntkwatch.jacobian.spec",
@@ -62,8 +68,10 @@ _HOMES = {
     "Observation": "ntkwatch.watch.records",
     "ProbeBatch": "ntkwatch.watch.probe",
     "Verdict": "ntkwatch.watch.verdict",
+    "counterfactual": "ntkwatch.watch.after_training",
     "empirical_ntk": "ntkwatch.jacobian.engine",
     "forecast": "ntkwatch.watch.forecast",
+    "infinite_width_gap": "ntkwatch.jacobian.infinite_width",
     "judge": "ntkwatch.watch.verdict",
     "plan": "ntkwatch.jacobian.cost",
     "read_history": "ntkwatch.watch.history",

@@ -7,6 +7,7 @@ derives from ``NtkwatchError``, so that one ``except`` catches it all.
 __all__ = [
     "CheckpointError",
     "CoverageError",
+    "DivergedError",
     "ForwardError",
     "HistoryError",
     "InputError",
@@ -20,6 +21,7 @@ __all__ = [
     "SampleCouplingError",
     "SelectionError",
     "SingularKernelError",
+    "WeightsChangedError",
 ]
 
 
@@ -51,6 +53,10 @@ class NonFiniteError(NtkwatchError):
     """Weights, outputs or the kernel hold NaN or infinity."""
 
 
+class DivergedError(NonFiniteError):
+    """Weights, or the outputs that they give, are no longer finite: the training has diverged."""
+
+
 class SampleCouplingError(NtkwatchError):
     """The outputs of one sample depend on the other samples."""
 
@@ -73,6 +79,10 @@ class CoverageError(NtkwatchError):
 
 class ModelChangedError(NtkwatchError):
     """A measurement changed the model that it looked at."""
+
+
+class WeightsChangedError(ModelChangedError):
+    """A measurement changed weights or buffers that the model is trained with."""
 
 
 class HistoryError(NtkwatchError):

@@ -42,7 +42,7 @@ def check(
     MODEL is pkg.mod:Name of a module class, or of a function that returns a model. It is observed
     at several probe sizes up to --probe-size, as training would be: which route each parameter's
     part of the kernel takes, whether samples depend on each other, and the time and memory of an
-    observation.
+    observation. Where the data has targets, the regime of a training on the probe is foretold, too.
 
     \b
     Examples:

@@ -4,8 +4,16 @@ import importlib
 from typing import Any
 
 from ntkwatch.errors import InputError
+from ntkwatch.watch.held_out import check_held_out_metrics
 
-__all__ = ["DRAWN", "check_probe", "check_range", "named_object", "resolved"]
+__all__ = [
+    "DRAWN",
+    "check_held_out_named",
+    "check_probe",
+    "check_range",
+    "named_object",
+    "resolved",
+]
 
 DRAWN = ("auto", "val", "train")  # probes that are drawn from the run's own data
 
@@ -57,6 +65,25 @@ def check_probe(probe: Any) -> None:
             '"auto", "val", "train", a batch, a ProbeBatch, a probe.safetensors file or a dotted '
             'path such as "package.module:name".'
         )
+
+
+def check_held_out_named(held_out: Any, metrics: str) -> None:
+    """Refuse a word that names no held-out samples, and settings that measure nothing on them.
+
+    Args:
+        held_out: As given to the monitor.
+        metrics: As given to the monitor.
+
+    Raises:
+        InputError: If it is so.
+    """
+    if isinstance(held_out, str) and held_out != "val" and not _is_path(held_out):
+        raise InputError(
+            f"held_out={held_out!r} is not known, so it is not clear which samples are meant. Use "
+            '"val", a batch, a ProbeBatch, a probe.safetensors file or a dotted path such as '
+            '"package.module:name".'
+        )
+    check_held_out_metrics(metrics)
 
 
 def check_range(name: str, value: float, low: float, high: float | None = None) -> None:

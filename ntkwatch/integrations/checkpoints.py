@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ntkwatch.errors import HistoryError, NtkwatchError
+from ntkwatch.errors import DivergedError, HistoryError, NtkwatchError
 from ntkwatch.integrations.checkpoint_files import Weights, read_checkpoint
 from ntkwatch.integrations.checkpoint_series import Entry, Series, digest_of
 from ntkwatch.integrations.checkpoint_weights import load_weights
@@ -24,7 +24,7 @@ from ntkwatch.integrations.probe_loss import LossFn, loss_on_probe
 from ntkwatch.integrations.resumption import free_folder
 from ntkwatch.watch.history import History, read_history
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Gap
+from ntkwatch.watch.records import Gap, GapKind
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.verdict import judge
@@ -156,7 +156,8 @@ class _Run:
         except NtkwatchError as error:
             if not self.measured:  # it is not this file, but the model, the data or the settings
                 raise
-            self._gap(Gap(step=entry.step, reason=in_words(error)))
+            kind: GapKind = "diverged" if isinstance(error, DivergedError) else "failed"
+            self._gap(Gap(step=entry.step, reason=in_words(error), kind=kind))
             return
         if start is None:
             self.outlet.begin(self.tracker, self.files)

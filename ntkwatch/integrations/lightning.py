@@ -11,7 +11,13 @@ from typing import Any, Literal
 from torch import nn
 
 from ntkwatch.errors import InputError
-from ntkwatch.integrations.arguments import DRAWN, check_probe, check_range, resolved
+from ntkwatch.integrations.arguments import (
+    DRAWN,
+    check_held_out_named,
+    check_probe,
+    check_range,
+    resolved,
+)
 from ntkwatch.integrations.callback_base import CallbackBase
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.trainer_facts import (
@@ -24,7 +30,7 @@ from ntkwatch.integrations.trainer_facts import (
     total_steps,
     training_facts,
 )
-from ntkwatch.integrations.trainer_probe import probe_of_run
+from ntkwatch.integrations.trainer_probe import held_out_of_run, probe_of_run
 from ntkwatch.integrations.watched_run import WatchedRun
 from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.jacobian.spec import BatchNormMode
@@ -68,6 +74,10 @@ class NTKMonitor(CallbackBase):
         probe_size: Probe points to draw; a verdict needs at least 32.
         resample_probe: Whether to draw a fresh probe at every observation: the reference and the
             present kernel are then both computed on it, so that no number hinges on one probe.
+        held_out: Samples with targets that the model is not trained on: "val" (up to 2000 of the
+            validation dataset), or given as a probe is. With ``metrics="full"`` and a ``probe``
+            that is a ``ProbeBatch`` of the whole training set, the report then says whether the
+            features were needed; see ``KernelTracker`` for what that takes.
         forward: ``(model, inputs) -> tensor (N, ...)`` or its dotted path; guessed by default.
         outputs: Which outputs enter the kernel: "full", "trace", "sum", "random:8", a function or
             its dotted path; "auto" takes all up to 10 and 8 random directions beyond.
@@ -109,6 +119,7 @@ class NTKMonitor(CallbackBase):
         probe: Any = "auto",
         probe_size: int = 64,
         resample_probe: bool = False,
+        held_out: Any = None,
         forward: Callable[..., Any] | str | None = None,
         outputs: Callable[..., Any] | str = "auto",
         params: str | Sequence[str] | None = None,
@@ -139,6 +150,9 @@ class NTKMonitor(CallbackBase):
                 "resample_probe=True draws a fresh probe at every observation, and probe= names "
                 'one that is given. Use probe="auto", "val" or "train", or resample_probe=False.'
             )
+        if held_out is not None:
+            check_held_out_named(held_out, metrics)
+        self.held_out = held_out
         self.probe, self.probe_size, self.resample_probe = probe, probe_size, resample_probe
         self.max_overhead, self.on_error, self.dirpath = max_overhead, on_error, dirpath
         self.on_verdict = resolved(on_verdict)
@@ -201,13 +215,14 @@ class NTKMonitor(CallbackBase):
         if self._folder is None or not trainer.is_global_zero:
             return
         # Made only now: until here Lightning may replace the metrics that callbacks look at.
+        settings = dict(self._tracker_settings)
         outlet = Outlet(trainer.loggers, trainer.callback_metrics, self._outlet_settings)
         self._run = WatchedRun(
             self._folder,
             outlet,
             schedule=Schedule(self.every_n_train_steps),
             max_overhead=self.max_overhead if self.every_n_train_steps is None else None,
-            tracker_settings=self._tracker_settings,
+            tracker_settings=settings,
             probe_size=self.probe_size,
             on_error=self.on_error,
             on_verdict=self.on_verdict,
@@ -216,6 +231,8 @@ class NTKMonitor(CallbackBase):
         state, self._resume_state = self._resume_state, None
         size = self.probe_size
         with self._run.harmless(trainer.global_step):
+            if self.held_out is not None:
+                settings["held_out"] = held_out_of_run(trainer, pl_module, self.held_out)
             self._run.begin(
                 pl_module,
                 step=trainer.global_step,

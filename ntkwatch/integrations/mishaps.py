@@ -1,18 +1,27 @@
 """What happens when the monitor fails: it is said, counted, and kept away from the training."""
 
+import errno
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from ntkwatch.errors import NtkwatchError
+from ntkwatch.errors import DivergedError, NtkwatchError, WeightsChangedError
+from ntkwatch.jacobian.memory import is_out_of_memory
 
 __all__ = ["Mishaps", "in_words", "say"]
 
 _log = logging.getLogger("ntkwatch")
 
 _FAILURES = 3  # in a row, after which the monitor stands down
+
+_LESS_MEMORY = (
+    'Give a smaller probe_size=, fewer outputs (outputs="random:1"), a part of the parameters '
+    "(params=) or a smaller memory_budget=."
+)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Mishaps:
@@ -30,11 +39,13 @@ class Mishaps:
         self.raises = on_error == "raise"
         self.stood_down = False
         self._in_a_row = 0
-        self._said_unwritten = False
+        self._diverged = False
+        self._said: set[str] = set()
 
     def observed(self) -> None:
         """Note that an observation succeeded."""
         self._in_a_row = 0
+        self._diverged = False
 
     def failed(self, step: int, error: Exception, *, has_reference: bool) -> None:
         """Note that an observation failed, and stand down if it cannot or does not get better.
@@ -45,19 +56,57 @@ class Mishaps:
             has_reference: Whether there is anything that later observations could be compared with.
         """
         self._in_a_row += 1
-        self.stood_down = not has_reference or self._in_a_row >= _FAILURES
+        harmful = isinstance(error, WeightsChangedError)
+        self.stood_down = not has_reference or self._in_a_row >= _FAILURES or harmful
+        if harmful:
+            _log.error("observing step %d changed the training: %s", step, error)
         if self._in_a_row == 1 or self.stood_down:
             then = "This run is not watched any further" if self.stood_down else "Training goes on"
             warnings.warn(
-                f"ntkwatch could not observe step {step}: {in_words(error)} {then}.", stacklevel=3
+                f"ntkwatch could not observe step {step}: {_with_advice(error)} {then}.",
+                stacklevel=3,
+            )
+
+    def diverged(self, step: int, error: DivergedError) -> bool:
+        """Say that the training has diverged, which is something observed and no failure of ours.
+
+        Args:
+            step: Optimizer steps taken so far.
+            error: What was found.
+
+        Returns:
+            Whether this is news: it was not found at the observation before.
+        """
+        news, self._diverged = not self._diverged, True
+        if news:
+            warnings.warn(
+                f"ntkwatch: the model diverged by step {step}: {in_words(error)} Training goes on.",
+                stacklevel=3,
+            )
+        return news
+
+    def short_of_memory(self, step: int, words: str, budget: int) -> None:
+        """Say once that memory ran out and a step is observed again in smaller pieces.
+
+        Args:
+            step: Optimizer steps taken so far.
+            words: The error.
+            budget: The memory budget from now on, bytes.
+        """
+        if self._is_new("memory"):
+            warnings.warn(
+                f"ntkwatch ran out of memory at step {step} ({words.rstrip('.')}) and observes it "
+                f"again within {budget} bytes. {_LESS_MEMORY} This is said once.",
+                stacklevel=3,
             )
 
     @contextmanager
-    def unwritten(self, what: str) -> Iterator[None]:
-        """Say once that something which was measured could not be written or handed over.
+    def unwritten(self, what: str, sink: str) -> Iterator[None]:
+        """Say once for each sink that something measured could not be written or handed over.
 
         Args:
             what: Words for it.
+            sink: Where it was to go.
 
         Yields:
             Nothing.
@@ -67,13 +116,17 @@ class Mishaps:
         except Exception as error:
             if self.raises:
                 raise
-            if not self._said_unwritten:
+            if self._is_new(sink):
                 warnings.warn(
-                    f"ntkwatch could not hand over {what}: {in_words(error)} Training and "
-                    "observing go on; this is said once.",
+                    f"ntkwatch could not hand over {what}: {in_words(error)} "
+                    f"{_cure(error, sink)} Training and observing go on; this is said once.",
                     stacklevel=3,
                 )
-            self._said_unwritten = True
+
+    def _is_new(self, kind: str) -> bool:
+        new = kind not in self._said
+        self._said.add(kind)
+        return new
 
 
 def in_words(error: Exception) -> str:
@@ -90,3 +143,21 @@ def say(message: str) -> None:
         _log.info(message)
     else:
         rank_zero_info(message)
+
+
+def _with_advice(error: Exception) -> str:
+    """What went wrong and what to do about it; errors of our own say that themselves."""
+    if is_out_of_memory(error):
+        return f"{in_words(error)} {_LESS_MEMORY}"
+    if isinstance(error, NtkwatchError):
+        return in_words(error)
+    return f'{in_words(error)} NTKMonitor(on_error="raise") shows where.'
+
+
+def _cure(error: Exception, sink: str) -> str:
+    code = error.errno if isinstance(error, OSError) else None
+    if code in _FULL:
+        return "Make room on that disk: what is missing in the files is then written after all."
+    if code in _READ_ONLY:
+        return "Give a folder that can be written to as dirpath=."
+    return f"Look at {sink}."

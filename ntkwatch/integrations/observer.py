@@ -3,24 +3,30 @@
 When to observe is another file's business, and so is what happens when measuring fails.
 """
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ntkwatch.integrations.losses import Losses
-from ntkwatch.integrations.mishaps import Mishaps
-from ntkwatch.integrations.outlet import Outlet
+from ntkwatch.integrations.mishaps import Mishaps, in_words
+from ntkwatch.integrations.outlet import FOLDER, Outlet
+from ntkwatch.jacobian.memory import is_out_of_memory
 from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.budget import Kind, OverheadBudget
+from ntkwatch.watch.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.training import Training
 from ntkwatch.watch.verdict import Verdict, judge
 
 __all__ = ["Observer"]
+
+_TIMES_SMALLER = 2  # retries where memory runs out, each in a quarter of the memory
 
 
 class Observer:
@@ -50,6 +56,7 @@ class Observer:
         self._mishaps, self._on_verdict = mishaps, on_verdict
         self.verdict: Verdict | None = None
         self.tried: int | None = None
+        self._x = 0
         self.losses = Losses()
         self.training: Callable[[], Training] | None = None
 
@@ -96,33 +103,74 @@ class Observer:
     ) -> None:
         reference, warmup = tracker.reference, tracker.warmup
         is_first = reference is None
-        self.tried = step
+        self.tried, self._x = step, place.get("logged_step", step)
         self.tell_start_loss(tracker, files, self.losses.first)
         loss = tracker.loss_start if is_first else self.losses.mean
         training = None if self.training is None else self.training()
         how: dict[str, Any] = {"loss": loss, "training": training, "brief": brief, **place}
-        seen = tracker.observe(model, step, **how)
+        seen = self._measured(tracker, model, step, **how)
         self._mishaps.observed()
         before = self.verdict
-        # A brief observation has too little to judge by.
-        verdict = before if before and seen.is_brief else judge(tracker.history)
-        self.verdict = verdict
-        with self._mishaps.unwritten(f"what it saw at step {step}"):
-            if is_first:
-                self._outlet.begin(tracker, files)
+        if before is None or not seen.is_brief:  # which has too little to judge by
+            self.verdict = judge(tracker.history)
+        assert self.verdict is not None
+        trying = self._mishaps.unwritten
+        if is_first:
+            self._outlet.begin(tracker, files, trying)
+        with trying("the end of the warm-up", FOLDER):
             if tracker.warmup is not None and tracker.warmup is not warmup:
                 files.write_anchor(tracker.warmup, "warmup")
-            share, spent = self._budget.share, self._budget.spent
-            cost: dict[str, Any] = {"overhead_share": share, "overhead_seconds": spent}
-            seen = replace(seen, **cost, at_end=last)
-            tracker.history.add(seen)
-            self._outlet.observed(tracker, seen, verdict, files, last=last)
+        share, spent = self._budget.share, self._budget.spent
+        cost: dict[str, Any] = {"overhead_share": share, "overhead_seconds": spent}
+        seen = replace(seen, **cost, at_end=last)
+        tracker.history.add(seen)
+        self._outlet.observed(tracker, seen, self.verdict, files, trying, last=last)
+        with trying("the reference", FOLDER):
             if not is_first and tracker.reference is not reference:
                 self._outlet.begin_again(tracker, files)
-        changed = verdict.strength != (before.strength if before else Strength.UNDETERMINED)
+        self._tell_verdict(before)
+
+    def _measured(
+        self, tracker: KernelTracker, model: nn.Module, step: int, **rest: Any
+    ) -> Observation:
+        """What a tracker observes: where memory runs out, in smaller and smaller pieces."""
+        for _ in range(_TIMES_SMALLER):
+            try:
+                return tracker.observe(model, step, **rest)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                words = in_words(error)
+            # Only now: until here the error held on to all that was computed.
+            gc.collect(1)  # what was just made
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            self._mishaps.short_of_memory(step, words, tracker.lower_memory_budget())
+        return tracker.observe(model, step, **rest)
+
+    def missed(self, tracker: KernelTracker, files: RunFiles, gap: Gap) -> None:
+        """Write down that observing failed, or that there was nothing left to observe.
+
+        Args:
+            tracker: That was to observe.
+            files: The run's folder.
+            gap: What is written down.
+        """
+        trying = self._mishaps.unwritten
+        tracker.history.gaps.append(gap)
+        with trying(f"the gap at step {gap.step}", FOLDER):
+            self._outlet.append(gap, tracker, files)
+        if gap.kind == "diverged":  # which says something about the training
+            before, self.verdict = self.verdict, judge(tracker.history)
+            self._outlet.show_verdict(self.verdict, self._x, trying)
+            self._tell_verdict(before)
+
+    def _tell_verdict(self, before: Verdict | None) -> None:
+        assert self.verdict is not None
+        changed = self.verdict.strength != (before.strength if before else Strength.UNDETERMINED)
         if changed and self._on_verdict is not None:
-            with self._mishaps.unwritten("the verdict"):
-                self._on_verdict(verdict)
+            with self._mishaps.unwritten("the verdict", "the function given as on_verdict="):
+                self._on_verdict(self.verdict)
 
     def tell_start_loss(self, tracker: KernelTracker, files: RunFiles, loss: float | None) -> None:
         """The first batch's loss is that of the reference, but is known only after it was taken.
@@ -136,5 +184,5 @@ class Observer:
             return
         tracker.note_start_loss(loss)
         if tracker.reference is not None:
-            with self._mishaps.unwritten("the loss at the start"):
+            with self._mishaps.unwritten("the loss at the start", FOLDER):
                 files.rewrite(tracker.history)

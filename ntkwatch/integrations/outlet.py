@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,16 +20,25 @@ from ntkwatch.kernel.spectrum import eigenvalues
 from ntkwatch.report.html import render_html
 from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.plain import to_plain
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.verdict import Verdict
 
-__all__ = ["Outlet", "OutletSettings"]
+__all__ = ["FOLDER", "Outlet", "OutletSettings", "Trying"]
 
 _log = logging.getLogger("ntkwatch")
 
 _PICTURES = 10  # TensorBoard keeps ten images of a tag; more would drop some at random
+
+# Given what is written and where, keeps a failure to write it away from what is written next.
+Trying = Callable[[str, str], AbstractContextManager[None]]
+FOLDER, _PAGES = "the run's folder", "the TensorBoard logger"
+
+
+def as_it_comes(what: str, sink: str) -> AbstractContextManager[None]:
+    """Let a failure to write through: there is no training to keep it away from."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +76,7 @@ class Outlet:
         self._writers: list[Any] | None = None
         self._shown: Strength | None = None
         self._pictures = 0
+        self._behind = False
 
     @property
     def writers(self) -> list[Any]:
@@ -76,13 +86,35 @@ class Outlet:
             self._writers = [writer for writer in found if is_writer(writer)]
         return self._writers
 
-    def begin(self, tracker: KernelTracker, files: RunFiles) -> None:
+    def begin(self, tracker: KernelTracker, files: RunFiles, trying: Trying = as_it_comes) -> None:
         """Write what is fixed from the reference on: run, probe, reference, chart layout."""
         assert tracker.reference is not None
-        files.write_probe(tracker.probe)
-        files.write_anchor(tracker.reference)
-        files.append(tracker.history.run)
-        self.lay_out()
+        with trying("the reference", FOLDER):
+            self._behind = True
+            files.write_probe(tracker.probe)
+            files.write_anchor(tracker.reference)
+            files.append(tracker.history.run)
+            self._behind = False
+        self.lay_out(trying)
+
+    def append(self, record: Observation | Gap, tracker: KernelTracker, files: RunFiles) -> None:
+        """Write one record to the history, and all that could not be written before.
+
+        Args:
+            record: The newest, which the tracker's history holds already.
+            tracker: That observed.
+            files: The run's folder.
+        """
+        assert tracker.reference is not None
+        if self._behind:
+            if not files.can_go_on:
+                files.write_probe(tracker.probe)
+                files.write_anchor(tracker.reference)
+            files.rewrite(tracker.history)
+        else:
+            self._behind = True
+            files.append(record)
+        self._behind = False
 
     def begin_again(self, tracker: KernelTracker, files: RunFiles) -> None:
         """Write the reference anew, which the tracker had to take again, and all that follows."""
@@ -92,11 +124,12 @@ class Outlet:
         if self._settings.save_kernels and tracker.reference.kernel is not None:
             files.write_kernel(tracker.reference.step, tracker.reference.kernel)
 
-    def lay_out(self) -> None:
+    def lay_out(self, trying: Trying = as_it_comes) -> None:
         """Write TensorBoard's Custom Scalars page."""
         if self._settings.custom_scalars:
-            for writer in self.writers:
-                log_layout(writer, self._settings.name)
+            with trying("the chart layout", _PAGES):
+                for writer in self.writers:
+                    log_layout(writer, self._settings.name)
 
     def observed(
         self,
@@ -104,6 +137,7 @@ class Outlet:
         observation: Observation,
         verdict: Verdict,
         files: RunFiles,
+        trying: Trying = as_it_comes,
         *,
         last: bool = False,
     ) -> None:
@@ -114,6 +148,7 @@ class Outlet:
             observation: What it saw.
             verdict: As of it.
             files: The run's folder.
+            trying: Keeps a failure of one sink away from the others.
             last: Whether training is over.
         """
         x = observation.step if observation.logged_step is None else observation.logged_step
@@ -122,16 +157,31 @@ class Outlet:
             for tag, value in scalars_of(observation, verdict).items()
         }
         news, self._shown = last or verdict.strength != self._shown, verdict.strength
-        actions: list[Callable[[], object]] = [lambda: files.append(observation)]
-        if self._settings.save_kernels and tracker.kernel is not None:
-            kernel = tracker.kernel.trace
-            actions.append(lambda: files.write_kernel(observation.step, kernel))
-        actions += [partial(logger.log_metrics, scalars, step=x) for logger in self._loggers]
+        what = f"what it saw at step {observation.step}"
+        with trying(what, FOLDER):
+            self.append(observation, tracker, files)
+            if self._settings.save_kernels and tracker.kernel is not None:
+                files.write_kernel(observation.step, tracker.kernel.trace)
+        for logger in self._loggers:
+            with trying(what, f"the logger {type(logger).__name__}"):
+                logger.log_metrics(scalars, step=x)
         # So that EarlyStopping and ModelCheckpoint can monitor our tags.
-        monitored = {tag: torch.tensor(value) for tag, value in scalars.items()}
-        actions.append(lambda: self._metrics.update(monitored))
-        actions.append(lambda: self._show(tracker, verdict, x, news=news))
-        _do_all(actions)
+        self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+        with trying(what, _PAGES):
+            self._show(tracker, verdict, x, news=news)
+
+    def show_verdict(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
+        """Write a verdict that no observation brought about to TensorBoard.
+
+        Args:
+            verdict: The verdict.
+            x: x axis.
+            trying: Keeps a failure away from the training.
+        """
+        self._shown = verdict.strength
+        with trying("the verdict", _PAGES):
+            for writer in self.writers:
+                log_verdict(writer, f"{self._settings.name}/verdict", verdict, step=x)
 
     def _show(self, tracker: KernelTracker, verdict: Verdict, x: int, *, news: bool) -> None:
         name = self._settings.name
@@ -152,25 +202,25 @@ class Outlet:
                 )
         self._pictures += news
 
-    def finish(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
+    def finish(
+        self,
+        tracker: KernelTracker,
+        verdict: Verdict,
+        files: RunFiles,
+        trying: Trying = as_it_comes,
+    ) -> None:
         """Write the verdict and the report."""
+        with trying("the verdict and the report", FOLDER):
+            if self._behind:
+                self.append(tracker.history[-1], tracker, files)
+            self._write_report(tracker, verdict, files)
+
+    def _write_report(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
         cost = tracker.history.cost
         about = {} if cost is None else {"cost": to_plain(cost)}
         files.write_json("verdict.json", {**verdict.to_plain(), **about})
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
         files.write_text("report.html", render_html(tracker.history, verdict, title=title))
-
-
-def _do_all(actions: Sequence[Callable[[], object]]) -> None:
-    """Do all that can be done, then raise the first failure: one sink must not stop others."""
-    failures: list[Exception] = []
-    for action in actions:
-        try:
-            action()
-        except Exception as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
 
 
 def _experiment(logger: Any) -> Any:

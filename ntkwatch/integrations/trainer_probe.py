@@ -17,7 +17,9 @@ from ntkwatch.watch.store import read_probe
 # Homes of the forward that a module has which defines none.
 _FORWARDLESS = ("torch.nn.modules.module", "pytorch_lightning.core.", "lightning.pytorch.core.")
 
-__all__ = ["first_loader", "inputs_for", "probe_of_run"]
+__all__ = ["first_loader", "held_out_of_run", "inputs_for", "probe_of_run"]
+
+_HELD_OUT = 2000  # validation items: accuracies are then told to a percent
 
 
 def probe_of_run(
@@ -56,6 +58,27 @@ def _given(probe: Any, model: nn.Module) -> ProbeBatch:
     return ProbeBatch(inputs_for(model, inputs), targets)
 
 
+def held_out_of_run(trainer: Any, model: nn.Module, held_out: Any) -> ProbeBatch:
+    """Return the held-out samples that a user named.
+
+    Args:
+        trainer: Lightning trainer whose loaders are set up.
+        model: Its module.
+        held_out: "val" for the validation dataset, or anything that names a probe.
+
+    Returns:
+        The samples: at most 2000 of a validation dataset.
+
+    Raises:
+        InputError: If there is no validation dataset to read items from.
+    """
+    if not isinstance(held_out, str) or held_out != "val":
+        return _given(held_out, model)
+    drawn = _drawn(trainer, model, "val", _HELD_OUT, seed=0)
+    assert drawn is not None
+    return drawn
+
+
 def _drawn(
     trainer: Any, model: nn.Module, where: str, size: int, *, seed: int
 ) -> ProbeBatch | None:
@@ -76,9 +99,9 @@ def _drawn(
         return draw_probe(loader.dataset, size, collate=collate, seed=seed, origin=words)
     if where == "val":
         raise InputError(
-            "probe='val' asks for validation data, and this run has no validation DataLoader whose "
-            "dataset can be read item by item. Pass validation data to fit(), use probe='train', "
-            "or give a batch."
+            "'val' asks for validation data, and this run has no validation DataLoader whose "
+            "dataset can be read item by item. Pass validation data to fit(), give a batch, or, "
+            "for a probe, use 'train'."
         )
     return None
 

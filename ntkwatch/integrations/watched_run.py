@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ntkwatch.errors import InputError
+from ntkwatch.errors import DivergedError, InputError
 from ntkwatch.integrations.beginning import Beginning, earlier_part
 from ntkwatch.integrations.closing import closing_words
 from ntkwatch.integrations.gathering import Gathering
 from ntkwatch.integrations.mishaps import Mishaps, in_words, say
 from ntkwatch.integrations.observer import Observer
-from ntkwatch.integrations.outlet import Outlet
+from ntkwatch.integrations.outlet import FOLDER, Outlet
 from ntkwatch.integrations.resumption import EarlierPart, free_folder
 from ntkwatch.watch.budget import Kind, OverheadBudget
 from ntkwatch.watch.cost import Cost
@@ -177,8 +177,7 @@ class WatchedRun:
         self._budget.learn(earlier.history)
         self._observer.losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
-        with self._mishaps.unwritten("the chart layout"):
-            self._outlet.lay_out()
+        self._outlet.lay_out(self._mishaps.unwritten)
 
     def take_reference(self, model: nn.Module, batch: Any, *, step: int, **place: Any) -> None:
         """Take the reference before the first update; gather a probe first where none was drawn.
@@ -241,11 +240,10 @@ class WatchedRun:
         self._finished = True
         self._observer.verdict = verdict = judge(self.history)
         self.history.cost = self._cost()
-        with self._mishaps.unwritten("the verdict and the report"):
-            self._outlet.finish(self._tracker, verdict, self.files)
+        self._outlet.finish(self._tracker, verdict, self.files, self._mishaps.unwritten)
         # Once more, with what the report itself took.
         self.history.cost = cost = self._cost()
-        with self._mishaps.unwritten("the cost"):
+        with self._mishaps.unwritten("the cost", FOLDER):
             self.files.append(cost)
         say(closing_words(verdict, cost, self.files.folder if self._keeps_files else None))
 
@@ -278,15 +276,21 @@ class WatchedRun:
         with self._budget.counting():
             try:
                 yield
+            except DivergedError as error:
+                if not self.has_reference:
+                    self._failed(step, error)
+                elif self._mishaps.diverged(step, error):
+                    self._missed(Gap(step=step, reason=in_words(error), kind="diverged"))
             except Exception as error:
-                if self._mishaps.raises:
-                    raise
                 self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
+        if self._mishaps.raises:
+            raise error
         self._mishaps.failed(step, error, has_reference=self.has_reference)
         if self.has_reference:
-            gap = Gap(step=step, reason=in_words(error))
-            self.history.gaps.append(gap)
-            with self._mishaps.unwritten(f"the gap at step {step}"):
-                self.files.append(gap)
+            self._missed(Gap(step=step, reason=in_words(error)))
+
+    def _missed(self, gap: Gap) -> None:
+        assert self._tracker is not None
+        self._observer.missed(self._tracker, self.files, gap)

@@ -13,6 +13,7 @@ from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
 from ntkwatch.jacobian.loop import LoopRows
+from ntkwatch.jacobian.memory import is_out_of_memory
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.vmapped import VmapRows
 
@@ -80,9 +81,9 @@ def _compare(
         rows = VmapRows(function, inputs, reduction, buffers).row_blocks(
             names, range(loop.count), budget
         )
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever torch.func cannot do, plain autograd may
+        if is_out_of_memory(error):
+            raise
         return f"{type(error).__name__}: {first_line(error)}"
     gaps = []
     for sample, row in enumerate(expected):

@@ -17,6 +17,7 @@ from ntkwatch.jacobian.culprit import culprit_cure, culprit_name, find_culprit
 from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, dense, take
+from ntkwatch.jacobian.memory import is_out_of_memory
 from ntkwatch.jacobian.outputs import Reduction
 
 __all__ = ["check_repeatable", "check_samples_independent"]
@@ -178,9 +179,9 @@ def _check_rows(trial: _Trial, *, rows: Tensor, allowed: float) -> _Explain | No
         expected = trial.whole[rows]
         try:
             gap = _gap(calls[1](), expected)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever it is, an engine would meet it too
+            if is_out_of_memory(error):
+                raise
             what = f"it fails ({type(error).__name__}: {first_line(error)}) in"
             return explain
     what = (

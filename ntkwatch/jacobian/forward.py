@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import ForwardError, ModelChangedError, NonFiniteError, OutputError
+from ntkwatch.errors import DivergedError, ForwardError, ModelChangedError, OutputError
 from ntkwatch.jacobian.inputs import Inputs, leaves
+from ntkwatch.jacobian.memory import is_out_of_memory
 
 __all__ = [
     "ForwardFn",
@@ -112,6 +113,8 @@ def guess_forward(
         except ModelChangedError:
             raise  # whichever way the model is called
         except Exception as error:
+            if is_out_of_memory(error):
+                raise  # there may be another day for this way
             tried.append(f"{words}: {type(error).__name__}: {first_line(error)}")
         else:
             return call, words
@@ -169,11 +172,11 @@ def check_outputs_finite(values: Tensor, model: nn.Module) -> None:
         model: Whose they are, for the message.
 
     Raises:
-        NonFiniteError: If some are.
+        DivergedError: If some are.
     """
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise NonFiniteError(
+        raise DivergedError(
             f"{bad} of the {values.numel()} outputs of {type(model).__name__} on the probe are NaN "
             "or infinite, so they have no derivative. Check the inputs for NaN and the weights for "
             "divergence."

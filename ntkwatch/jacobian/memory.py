@@ -8,10 +8,13 @@ from torch import Tensor
 
 from ntkwatch.errors import InputError
 
-__all__ = ["is_too_large", "kernel_bytes", "parse_bytes", "saved_bytes"]
+__all__ = ["is_out_of_memory", "is_too_large", "kernel_bytes", "parse_bytes", "saved_bytes"]
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+# On the CPU of Linux and macOS, on that of Windows, and on accelerators.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def parse_bytes(size: str | int) -> int:
@@ -49,6 +52,21 @@ def kernel_bytes(rows: int, columns: int) -> int:
 def is_too_large(rows: int, columns: int, budget: int) -> bool:
     """Return whether a kernel is beyond the budget; a small budget is meant for Jacobian rows."""
     return kernel_bytes(rows, columns) > max(budget, 2**30)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or one that it came from, says that memory ran out."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        # Torch has a class for accelerators only; and some errors quote the one that they met.
+        if isinstance(link, MemoryError | torch.OutOfMemoryError) or any(
+            words in str(link) for words in _OUT_OF_MEMORY
+        ):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def saved_bytes(run: Callable[[], Tensor]) -> int:

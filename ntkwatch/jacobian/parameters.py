@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ntkwatch.errors import NonFiniteError, SelectionError
+from ntkwatch.errors import DivergedError, SelectionError
 from ntkwatch.jacobian.shards import local_part, over_processes
 
 __all__ = [
@@ -134,7 +134,7 @@ def check_finite_parameters(parameters: Mapping[str, Tensor]) -> None:
         parameters: By name.
 
     Raises:
-        NonFiniteError: If any is, naming the first few.
+        DivergedError: If any is, naming the first few.
     """
     # One synchronisation with the device for all parameters together.
     own = [local_part(p.detach()) for p in parameters.values()]
@@ -143,7 +143,7 @@ def check_finite_parameters(parameters: Mapping[str, Tensor]) -> None:
     sums = over_processes(sums, parameters)
     bad = [name for name, ok in zip(parameters, (sums == 0).tolist(), strict=True) if not ok]
     if bad:
-        raise NonFiniteError(
+        raise DivergedError(
             f"{len(bad)} of {len(parameters)} parameters hold NaN or infinity ({', '.join(bad[:3])}"
             f"{', ...' if len(bad) > 3 else ''}), so the kernel is not defined: the training has "
             "diverged. Lower the learning rate, or observe an earlier checkpoint."

@@ -101,6 +101,12 @@ class Problem:
         there.buffers = {**self.function.own_buffers(buffers), **self.buffers}
         return there
 
+    def on(self, inputs: Inputs) -> "Problem":
+        """Return the same problem on other inputs, refused unless their outputs are of one kind."""
+        there = copy.copy(self)
+        there.inputs = self._columns(inputs)
+        return there
+
     def check_samples_independent(self, other: Inputs | None = None) -> None:
         """Refuse a model that depends on chance, or whose samples depend on each other unasked.
 

@@ -1,4 +1,4 @@
-"""A measurement leaves the model as found: modes, parameters, attributes, random streams, switches.
+"""A measurement leaves the model as found: modes, weights, attributes, random streams, switches.
 
 Evaluation mode is set flag by flag and restored flag by flag, without calling the user's
 ``train()`` or ``eval()``, which may do more than set flags (merge adapters, say).
@@ -6,15 +6,16 @@ Evaluation mode is set flag by flag and restored flag by flag, without calling t
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import ModelChangedError
+from ntkwatch.errors import ModelChangedError, WeightsChangedError
 from ntkwatch.jacobian.attributes import kept_attributes
+from ntkwatch.jacobian.checksum import Checksum
 from ntkwatch.jacobian.quiet import quiet_torch
 from ntkwatch.jacobian.shards import reshard, shards_kept
 
@@ -22,23 +23,49 @@ __all__ = ["kept_random_streams", "undisturbed"]
 
 
 @contextmanager
-def undisturbed(model: nn.Module, *, evaluation: bool = True) -> Iterator[None]:
+def undisturbed(
+    model: nn.Module, *, evaluation: bool = True, copies: Sequence[Mapping[str, Tensor]] = ()
+) -> Iterator[None]:
     """Measure inside this; afterwards, also after an exception, the model is as before.
 
     Args:
         model: The model to be measured.
         evaluation: Whether to measure in the modes that ``model.eval()`` would give.
+        copies: Weights and buffers of earlier moments by clean name. What a forward pass changes in
+            spite of everything is put back from them, where they hold just what was there.
 
     Yields:
         Nothing.
 
     Raises:
-        ModelChangedError: If a parameter was written to all the same.
+        ModelChangedError: If a parameter was written to all the same; a ``WeightsChangedError`` if
+            weights or buffers were changed.
     """
     reshard(model)  # whose parameters are then the same objects before and after
-    modes = [(module, module.training) for module in model.modules()]
     # A parameter made in inference mode has no version; its copies are used throughout.
     before = [(n, p, p._version) for n, p in model.named_parameters() if not p.is_inference()]
+    checksum = Checksum(model)
+    try:
+        with _quiet(model, evaluation=evaluation):
+            yield
+    except Exception:
+        _check_unchanged(model, checksum, copies)
+        raise
+    _check_unchanged(model, checksum, copies)
+    written = [name for name, p, version in before if p._version != version]
+    if written:
+        raise ModelChangedError(
+            f"the forward pass of {type(model).__name__} wrote to {len(written)} of its own "
+            f"parameters in evaluation mode ({', '.join(written[:3])}), which changed no value "
+            "this time and could at another. Move such updates out of forward(), or pass forward= "
+            "without them."
+        )
+
+
+@contextmanager
+def _quiet(model: nn.Module, *, evaluation: bool) -> Iterator[None]:
+    """Modes, attributes, streams and switches are put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
         stack.enter_context(quiet_torch(_devices(model)))
         stack.enter_context(kept_random_streams(_devices(model)))
@@ -52,13 +79,28 @@ def undisturbed(model: nn.Module, *, evaluation: bool = True) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
-    changed = [name for name, p, version in before if p._version != version]
-    if changed:
-        raise ModelChangedError(
-            f"the forward pass of {type(model).__name__} wrote to {len(changed)} of its own "
-            f"parameters in evaluation mode ({', '.join(changed[:3])}), so measuring would alter "
-            "the training. Move such updates out of forward(), or pass forward= without them."
-        )
+
+
+def _check_unchanged(
+    model: nn.Module, checksum: Checksum, copies: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """Refuse a measurement that changed what the model is trained with; put back what can be."""
+    changed = checksum.changed()
+    if not changed:
+        return
+    lost = checksum.put_back(*copies)
+    then = (
+        f"There is no copy of {', '.join(lost[:3])}, so the training goes on with changed values: "
+        "start it again from a checkpoint"
+        if lost
+        else "They were put back from copies, so the training is as it would have been"
+    )
+    raise WeightsChangedError(
+        f"the forward pass of {type(model).__name__} changed {len(changed)} of the tensors that it "
+        f"is trained with ({', '.join(changed[:3])}) while it was measured, in a way that torch "
+        f"does not see (numpy, an extension, a reference of its own). {then}. Move such updates "
+        "out of forward(), or pass forward= without them."
+    )
 
 
 def _evaluation_modes(model: nn.Module) -> dict[nn.Module, bool]:

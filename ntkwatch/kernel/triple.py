@@ -14,7 +14,16 @@ from torch import Tensor
 from ntkwatch.errors import InputError, KernelMismatchError
 from ntkwatch.kernel.regression import kernel_regression
 
-__all__ = ["KernelPair", "Triple", "accuracy", "class_code", "triple"]
+__all__ = [
+    "KernelPair",
+    "Triple",
+    "ValueTriple",
+    "accuracy",
+    "class_code",
+    "score_classes",
+    "score_values",
+    "triple",
+]
 
 
 class KernelPair(NamedTuple):
@@ -48,6 +57,24 @@ class Triple(NamedTuple):
     gain: Float[Tensor, ""]
     gain_se: Float[Tensor, ""]
     se: Float[Tensor, " 3"]
+
+
+class ValueTriple(NamedTuple):
+    """Three coefficients of determination ``R^2`` on the same test samples.
+
+    Attributes:
+        score_net: Of the network, in (-inf, 1]; 0 is as good as the mean of the test targets.
+        score_kernel_ref: Of regression with the kernel at the start.
+        score_kernel_final: Of regression with the kernel at the end.
+        gain: ``score_net - score_kernel_ref``.
+        gain_se: Standard error of the gain over test samples, which both are scored on.
+    """
+
+    score_net: Float[Tensor, ""]
+    score_kernel_ref: Float[Tensor, ""]
+    score_kernel_final: Float[Tensor, ""]
+    gain: Float[Tensor, ""]
+    gain_se: Float[Tensor, ""]
 
 
 def class_code(labels: Int[Tensor, " n"], *, classes: int) -> Float[Tensor, "n classes"]:
@@ -126,9 +153,32 @@ def triple(
     train, test = targets
     frozen = kernel_regression(*reference, train, ridge=ridge, start=start)
     after = kernel_regression(*final, train, ridge=ridge)
-    right = torch.stack([_right(outputs.to(frozen), test) for outputs in (net, frozen, after)])
+    return score_classes(net, frozen, after, test)
+
+
+def score_classes(
+    net: Float[Tensor, "m c"],
+    frozen: Float[Tensor, "m c"],
+    after: Float[Tensor, "m c"],
+    targets: Float[Tensor, "m c"],
+) -> Triple:
+    """Return the accuracies of three predictions of classes, as ``triple`` does.
+
+    Args:
+        net: Outputs of the trained network on the test samples.
+        frozen: Predictions of regression with the kernel at the start.
+        after: Those with the kernel at the end.
+        targets: Of the test samples, as they were regressed on.
+
+    Returns:
+        The triple.
+
+    Raises:
+        KernelMismatchError: If shapes do not belong together.
+    """
+    right = torch.stack([_right(outputs.to(frozen), targets) for outputs in (net, frozen, after)])
     scores = right.mean(dim=1)
-    count = len(test)
+    count = len(targets)
     difference = right[0] - right[1]
     gain = difference.mean()
     return Triple(
@@ -141,15 +191,60 @@ def triple(
     )
 
 
+def score_values(
+    net: Float[Tensor, "m c"],
+    frozen: Float[Tensor, "m c"],
+    after: Float[Tensor, "m c"],
+    targets: Float[Tensor, "m c"],
+) -> ValueTriple:
+    """Return ``R^2 = 1 - |f - y|^2 / |y - mean(y)|^2`` of three predictions of values.
+
+    Args:
+        net: Outputs of the trained network on the test samples.
+        frozen: Predictions of regression with the kernel at the start.
+        after: Those with the kernel at the end.
+        targets: Of the test samples.
+
+    Returns:
+        The triple; outputs are summed over, so that one of large variance counts for more.
+
+    Raises:
+        KernelMismatchError: If shapes do not belong together.
+        InputError: If the targets are all equal, so that they have no variance to explain.
+    """
+    wide = targets.to(frozen)
+    spread = (wide - wide.mean(dim=0)).square().sum()
+    # Equal numbers differ from their mean by rounding.
+    if not bool(spread > (torch.finfo(wide.dtype).eps * wide).square().sum() * len(wide)):
+        raise InputError(
+            f"the targets of the {len(targets)} held-out samples are all equal, so there is no "
+            "variance to explain. Give held-out samples of different targets."
+        )
+    errors = []
+    for outputs in (net, frozen, after):
+        _check_scorable(outputs, targets)
+        errors.append((outputs.to(wide) - wide).square().sum(dim=1))
+    shares = torch.stack(errors) / spread
+    scores = 1 - shares.sum(dim=1)
+    difference = (shares[1] - shares[0]) * len(targets)
+    gain = difference.mean()
+    gain_se = ((difference - gain).square().mean() / len(targets)).sqrt()
+    return ValueTriple(scores[0], scores[1], scores[2], gain, gain_se)
+
+
 def _right(outputs: Tensor, targets: Tensor) -> Tensor:
     """1 for every sample that is told right, else 0."""
-    if outputs.shape != targets.shape:
-        raise KernelMismatchError(
-            f"there are outputs of shape {tuple(outputs.shape)} and targets of shape "
-            f"{tuple(targets.shape)}, so they cannot be scored. Give one row per test sample."
-        )
+    _check_scorable(outputs, targets)
     if outputs.shape[1] == 1:
         same = outputs.sign() == targets.sign()
     else:
         same = outputs.argmax(dim=1, keepdim=True) == targets.argmax(dim=1, keepdim=True)
     return same[:, 0].to(targets.dtype)
+
+
+def _check_scorable(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape != targets.shape:
+        raise KernelMismatchError(
+            f"there are outputs of shape {tuple(outputs.shape)} and targets of shape "
+            f"{tuple(targets.shape)}, so they cannot be scored. Give one row per test sample."
+        )

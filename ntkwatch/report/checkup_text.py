@@ -33,6 +33,7 @@ def render_checkup_text(checkup: Checkup, *, colour: bool = False, width: int = 
         page.prose(checkup.no_kernel)
     _routes(page, checkup)
     _costs(page, checkup)
+    _forecast(page, checkup)
     page.section("Suggested")
     page.items(checkup.suggestions)
     arguments = ", ".join(f"{name}={value!r}" for name, value in checkup.settings.items())
@@ -72,6 +73,30 @@ def _costs(page: Page, checkup: Checkup) -> None:
             f"  {cost.probe_size:>6}  {duration(cost.seconds):>12}  "
             f"{duration(cost.reference_seconds):>12}  {_size(cost.peak_bytes):>10}"
         )
+
+
+def _forecast(page: Page, checkup: Checkup) -> None:
+    page.section("Forecast")
+    foretold = checkup.forecast
+    if not foretold:
+        page.prose(f"None: {checkup.no_forecast or 'it was not asked for'}")
+        return
+    page.prose(
+        f"{foretold['strength']}, for training on these {foretold['samples']} samples to the last "
+        "loss below; training on fewer is lazier."
+    )
+    page.line(
+        f"  {'loss/start':>10}  {'of the net':>10}  {'linear. error':>13}  {'kernel change':>13}  "
+        f"{'layer angle':>11}"
+    )
+    for point in foretold["points"]:
+        page.line(
+            f"  {number(point['loss_ratio']):>10}  {number(point['network_loss_ratio']):>10}  "
+            f"{number(point['linearization_error']):>13}  "
+            f"{number(point['relative_kernel_change']):>13}  "
+            f"{number(point['layer_angle_median']):>11}"
+        )
+    page.items(f"loss/start {ratio}: {reason}" for ratio, reason in foretold["left_out"].items())
 
 
 def _size(nbytes: int | None) -> str:

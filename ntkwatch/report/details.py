@@ -12,6 +12,7 @@ from ntkwatch.watch.records import Observation
 __all__ = ["TITLES", "DetailRow", "detail_rows"]
 
 _FLOAT, _RIDGES, _OVERLAP, _MODES = "float", "ridges", "overlap", "modes"
+_SCORE, _BOUNDS = "score", "bounds"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +106,34 @@ _DETAILS = (
         "1 for a steady rotation, far above for wandering; it depends on the schedule.",
     ),
     (
+        "displacement_path_ratio",
+        "path of the weights over displacement",
+        _FLOAT,
+        "1 for a straight way; noise of small batches makes it large. It depends on the schedule.",
+    ),
+    (
+        "full_kernel_change",
+        "change of the kernel between outputs",
+        _FLOAT,
+        "Far above that of the trace where the kernel turned class by class.",
+    ),
+    (
+        "full_kernel_angle",
+        "angle of the kernel between outputs (rad)",
+        _FLOAT,
+        "Likewise, direction only.",
+    ),
+    (
         "max_stable_lr",
         "largest stable learning rate",
         _FLOAT,
         "For this loss and optimizer, on the present kernel.",
+    ),
+    (
+        "max_stable_lr_bounds",
+        "largest stable learning rate, between",
+        _BOUNDS,
+        "As far as the trace kernel tells.",
     ),
     (
         "edge_of_stability",
@@ -121,6 +146,38 @@ _DETAILS = (
         "displacement over shortest move",
         _FLOAT,
         "1 if the weights went where frozen features would, below 1 if features helped.",
+    ),
+    (
+        "representer_gap",
+        "representer gap",
+        _FLOAT,
+        "Share of the change on held-out samples that frozen features could not have learned.",
+    ),
+    ("acc_net", "held-out accuracy: network", _SCORE, "With its binomial standard error."),
+    (
+        "acc_kernel_ref",
+        "held-out accuracy: kernel at the start",
+        _SCORE,
+        "Regression without moving the features; far below the network if they were needed.",
+    ),
+    (
+        "acc_kernel_final",
+        "held-out accuracy: kernel now",
+        _SCORE,
+        "Regression with the features as they are; alone it proves nothing.",
+    ),
+    ("score_net", "held-out R^2: network", _FLOAT, "1 is perfect, 0 is the mean of the targets."),
+    (
+        "score_kernel_ref",
+        "held-out R^2: kernel at the start",
+        _FLOAT,
+        "Regression without moving the features; far below the network if they were needed.",
+    ),
+    (
+        "score_kernel_final",
+        "held-out R^2: kernel now",
+        _FLOAT,
+        "Regression with the features as they are; alone it proves nothing.",
     ),
     (
         "mode_prediction_error",
@@ -175,6 +232,17 @@ def _as_float(last: Observation, key: str) -> str:
     return number(getattr(last, key))
 
 
+def _with_error(last: Observation, key: str) -> str:
+    value, error = getattr(last, key), last.held_out.get(f"{key.removeprefix('acc_')}_se")
+    if value is None or error is None:
+        return number(value)
+    return f"{number(value)} ± {number(error, digits=2)}"
+
+
+def _between(last: Observation, key: str) -> str:
+    return " and ".join(number(end) for end in getattr(last, key))
+
+
 def _by_ridge(last: Observation, key: str) -> str:
     ratios = getattr(last, key)
     return ", ".join(f"{number(ratio)} (ridge {ridge})" for ridge, ratio in ratios.items())
@@ -200,4 +268,6 @@ _SHOWN: dict[str, Callable[[Observation, str], str]] = {
     _RIDGES: _by_ridge,
     _OVERLAP: _overlaps,
     _MODES: _modes,
+    _SCORE: _with_error,
+    _BOUNDS: _between,
 }

@@ -143,8 +143,8 @@ def _left_out(summary: Summary) -> list[str]:
             items(f"{', '.join(m.titles)} ({m.where}): {m.reason}" for m in summary.missing),
         ]
     if summary.gaps:
-        gaps = [f"step {gap.step}: {gap.reason}" for gap in summary.gaps]
-        parts += ["## Failed observations", items(gaps)]
+        gaps = [f"step {gap.step}: {gap.words}" for gap in summary.gaps]
+        parts += ["## Steps without an observation", items(gaps)]
     if summary.problems:
         parts += ["## Problems of the history file", items(summary.problems)]
     return parts

@@ -165,8 +165,8 @@ def _left_out(page: Page, summary: Summary) -> None:
         page.section("Not measured")
         page.items(f"{', '.join(m.titles)} ({m.where}): {m.reason}" for m in summary.missing)
     if summary.gaps:
-        page.section(f"Failed observations ({len(summary.gaps)})")
-        page.items(f"step {gap.step}: {gap.reason}" for gap in summary.gaps[:_SHOWN])
+        page.section(f"Steps without an observation ({len(summary.gaps)})")
+        page.items(f"step {gap.step}: {gap.words}" for gap in summary.gaps[:_SHOWN])
         _and_more(page, len(summary.gaps), "gaps")
     if summary.problems:
         page.section(f"Problems of the history file ({len(summary.problems)})")

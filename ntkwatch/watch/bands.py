@@ -68,6 +68,11 @@ class Bands:
     aligned_norm: float = 0.7
     unaligned_norm: float = 0.8
     buffer_share: float = 0.5
+    needed_gain: float = 0.05
+    needed_se: float = 3.0
+    needed_share: float = 0.5
+    unneeded_gain: float = 0.02
+    unneeded_se: float = 2.0
 
 
 def band_of_error(error: float, floor: float, bands: Bands) -> Strength:

@@ -40,6 +40,9 @@ class Checkup:
             "loop"; empty where samples have no kernel of their own.
         no_kernel: Why they have none (coupled samples, say), or None.
         plan: What the structured engine does for each parameter, as plain values.
+        forecast: The fields of a ``Forecast`` on the largest probe that was tried, as plain values;
+            empty where there is none.
+        no_forecast: Why there is none, or None.
         costs: By probe size, from small to large.
         notes: What a reader of its numbers should know.
         suggestions: What to do, in sentences.
@@ -53,6 +56,8 @@ class Checkup:
     routes: dict[str, str]
     no_kernel: str | None
     plan: tuple[dict[str, Any], ...] = ()
+    forecast: dict[str, Any] = field(default_factory=dict)
+    no_forecast: str | None = None
     costs: tuple[Cost, ...]
     notes: tuple[str, ...] = ()
     suggestions: tuple[str, ...] = ()

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ntkwatch.errors import NtkwatchError
 from ntkwatch.jacobian.inputs import MIN_SAMPLES, take
 from ntkwatch.jacobian.parameters import parameters_of
 from ntkwatch.jacobian.spec import Kernel
 from ntkwatch.watch.bands import Bands
 from ntkwatch.watch.checkup import Checkup, Cost
+from ntkwatch.watch.forecast import forecast
 from ntkwatch.watch.peak_memory import peak_memory
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
@@ -27,6 +29,8 @@ _USUAL = 64  # probe points: NTKMonitor's default
 _TOO_LONG = 10.0  # seconds of an observation beyond which a smaller probe is suggested
 _LONGEST = 60.0  # seconds of an observation after which no larger probe is tried
 _OVERHEAD = 0.02  # NTKMonitor's default
+# Settings of a tracker that a forecast takes as well; its outputs are always all of them.
+_FORECAST = ("params", "engine", "memory_budget", "forward", "dtype")
 
 
 def sizes_up_to(largest: int) -> list[int]:
@@ -72,6 +76,7 @@ def examine(
     reason = observation.left_out.get("kernel")
     suggestions, chosen = _suggested(costs, kernel, reason, len(probe), settings)
     parameters = parameters_of(model)
+    foretold, no_forecast = _foretold(model, tracker.probe, costs[-1], settings)
     return Checkup(
         model=type(model).__name__,
         spec=run.spec,
@@ -80,6 +85,8 @@ def examine(
         routes={} if kernel is None else dict(kernel.coverage),
         no_kernel=reason,
         plan=() if kernel is None else tuple(map(dataclasses.asdict, kernel.plan.steps)),
+        forecast=foretold,
+        no_forecast=no_forecast,
         costs=tuple(costs),
         notes=observation.notes,
         suggestions=tuple(suggestions),
@@ -109,6 +116,27 @@ def _observed(
         peak_bytes=peak.nbytes,
     )
     return (tracker, later), cost
+
+
+def _foretold(
+    model: nn.Module, probe: ProbeBatch, cost: Cost, settings: dict[str, Any]
+) -> tuple[dict[str, Any], str | None]:
+    """The regime of a training on the probe as plain values, or why nothing is foretold."""
+    if probe.targets is None:
+        return {}, "the data has no targets, and a forecast is about learning them"
+    if cost.seconds > _TOO_LONG:
+        return {}, (
+            f"it takes several kernels, and one observation took {cost.seconds:.2g} s; call "
+            "ntkwatch.forecast with fewer samples"
+        )
+    taken = {key: settings[key] for key in _FORECAST if settings.get(key) is not None}
+    if taken.get("engine") == "sketch":
+        del taken["engine"]
+    try:
+        found = forecast(model, probe.inputs, probe.targets, **taken)
+    except NtkwatchError as error:
+        return {}, str(error)
+    return {**dataclasses.asdict(found), "strength": str(found.strength)}, None
 
 
 def _suggested(

@@ -21,9 +21,14 @@ def guard_of(history: History, last: Observation, bands: Bands) -> Guard | None:
     Returns:
         The guard, or None where a label may be given.
     """
-    if any(gap.step >= last.step for gap in history.gaps):
-        reason = next(gap.reason for gap in history.gaps if gap.step >= last.step)
-        return "last observation failed", f"the last observation failed: {reason.rstrip('.')}"
+    later = [gap for gap in history.gaps if gap.step >= last.step]
+    for gap in later:
+        if gap.kind == "diverged":
+            reason = gap.reason.rstrip(".")
+            return "diverged", f"the model diverged by step {gap.step}: {reason}"
+    if later:
+        reason = later[0].reason.rstrip(".")
+        return "last observation failed", f"the last observation failed: {reason}"
     if len(history) < 2 or last.step == history[0].step:
         return "one observation", "there is only the reference, and nothing to compare it with"
     if not history.run.reference_is_start:

@@ -17,7 +17,7 @@ from ntkwatch.watch.plain import (
     run_info_from_plain,
     to_plain,
 )
-from ntkwatch.watch.records import SCHEMA, Gap, Observation, RunInfo
+from ntkwatch.watch.records import SCHEMA, Gap, GapKind, Observation, RunInfo
 
 __all__ = ["HISTORY_FILE", "History", "append_record", "find_history", "read_history"]
 
@@ -204,7 +204,7 @@ def read_history(run: str | Path) -> History:
             elif plain.get("record") == _OBSERVATION:
                 observations.append(observation_from_plain(plain))
             elif plain.get("record") == _GAP:
-                gaps.append(Gap(step=int(plain["step"]), reason=str(plain["reason"])))
+                gaps.append(_gap(plain))
             elif plain.get("record") == _COST:
                 cost = cost_from_plain(plain)
         except (TypeError, KeyError, ValueError, AttributeError):
@@ -220,6 +220,12 @@ def read_history(run: str | Path) -> History:
         problems.append(f"{path.name} has no line that describes the run: settings are unknown")
     rest: dict[str, Any] = {"cost": cost, "problems": tuple(problems), "path": path}
     return History(info, tuple(observations), tuple(gaps), **rest)
+
+
+def _gap(plain: dict[str, Any]) -> Gap:
+    # Until 0.2 a gap had no kind; a kind that only a newer version knows reads as a failure.
+    kind: GapKind = "diverged" if plain.get("kind") == "diverged" else "failed"
+    return Gap(step=int(plain["step"]), reason=str(plain["reason"]), kind=kind)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ntkwatch.errors import DivergedError, NonFiniteError
 from ntkwatch.jacobian.parameters import check_finite_parameters, parameters_of
 from ntkwatch.jacobian.undisturbed import undisturbed
 from ntkwatch.watch.anchors import Anchor
@@ -83,6 +84,11 @@ def look(
 
     Returns:
         The look and its readings.
+
+    Raises:
+        DivergedError: If weights, or the outputs on a probe that was seen before, are NaN or
+            infinite.
+        NonFiniteError: If the kernel is, or the outputs on a fresh probe.
     """
     tensors: dict[str, Tensor] | None = None
     params: Mapping[str, Tensor] = parameters_of(model)
@@ -91,11 +97,44 @@ def look(
     if kept is not None:
         check_same_model(model, kept.start)
     check_finite_parameters(params)
+    try:
+        return _looked(
+            model,
+            probe,
+            settings,
+            kept,
+            step=step,
+            first=first,
+            fresh=fresh,
+            brief=brief,
+            state=tensors,
+        )
+    except DivergedError as error:
+        if not fresh:
+            raise
+        # Weights are finite, and a probe that was not seen before may hold what is not.
+        raise NonFiniteError(str(error)) from error
+
+
+def _looked(
+    model: nn.Module,
+    probe: ProbeBatch,
+    settings: Settings,
+    kept: Kept | None,
+    *,
+    step: int,
+    first: bool,
+    fresh: bool,
+    brief: bool,
+    state: dict[str, Tensor] | None,
+) -> Seen:
     weights = None if settings.metrics == "minimal" else replicates(probe)
-    with undisturbed(model), apart(model):
+    anchors = [] if kept is None else [kept.start, *([kept.warmup] if kept.warmup else [])]
+    copies = [{**anchor.params, **anchor.buffers} for anchor in anchors]
+    with undisturbed(model, copies=copies), apart(model):
         buffers = None if kept is None else kept.start.buffers
         how: dict[str, Any] = {"first": first, "brief": brief}
-        now = measure(model, probe.inputs, settings, **how, reference=buffers, state=tensors)
+        now = measure(model, probe.inputs, settings, **how, reference=buffers, state=state)
         if kept is None:
             anchor = now.as_anchor(step, keeps_full=settings.keeps_full)
             kept = Kept(anchor, None, noise_floor(now, settings))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import CoverageError, NonFiniteError, RandomForwardError, SampleCouplingError
+from ntkwatch.errors import CoverageError, DivergedError, RandomForwardError, SampleCouplingError
 from ntkwatch.jacobian.batchnorm import batch_statistics
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
@@ -146,7 +146,8 @@ def measure(
 
     Raises:
         RandomForwardError: If the model draws random numbers even in evaluation mode.
-        NonFiniteError: If outputs are NaN or infinite.
+        NonFiniteError: If the kernel is NaN or infinite.
+        DivergedError: If outputs are NaN or infinite.
     """
     problem = prepare(
         model,
@@ -168,7 +169,7 @@ def measure(
         seen = _kernel_or_sketch(problem, settings, first=first)
     outputs = _own_outputs(problem, settings.moving)
     if not bool(torch.isfinite(outputs).all()):
-        raise NonFiniteError(
+        raise DivergedError(
             f"the outputs of {type(model).__name__} on the probe's own batch statistics are NaN or "
             "infinite, so nothing can be compared with them. Check the weights for divergence."
         )

@@ -3,11 +3,14 @@
 from dataclasses import fields
 from typing import Any
 
+from ntkwatch.watch.between_outputs import full_kernel_numbers
+from ntkwatch.watch.counterfactual import held_out_numbers
 from ntkwatch.watch.describe import notes_on
+from ntkwatch.watch.finite import only_finite
 from ntkwatch.watch.look import Seen
 from ntkwatch.watch.rates import rate_numbers
 from ntkwatch.watch.records import Observation, Reading
-from ntkwatch.watch.route import Station, route_numbers
+from ntkwatch.watch.route import Station, route_numbers, weight_path_numbers, weights_of
 from ntkwatch.watch.standing import standing_numbers
 from ntkwatch.watch.validity import Course
 from ntkwatch.watch.whole import whole_set_numbers
@@ -38,7 +41,7 @@ def observation_of(
     if resampled:
         values = {key: value for key, value in values.items() if key not in _WAY}
         left_out.update(dict.fromkeys(_WAY, "every observation has a probe of its own"))
-    return Observation(
+    observation = Observation(
         **{f.name: getattr(reading, f.name) for f in fields(Reading) if f.name != "left_out"},
         left_out={**reading.left_out, **left_out},
         step=step,
@@ -53,6 +56,7 @@ def observation_of(
         seconds=0.0,
         **values,
     )
+    return only_finite(observation)
 
 
 def _other_numbers(
@@ -74,7 +78,11 @@ def _other_numbers(
     if settings.metrics == "standard":
         return values, left_out
     values |= rate_numbers(seen.now, course, left_out)
+    values |= weight_path_numbers(
+        weights_of(seen), before, displacement=seen.reading.displacement, left_out=left_out
+    )
     if step != seen.start.step:
+        values |= full_kernel_numbers(seen.now, seen.start, left_out)
         values |= whole_set_numbers(
             seen.now,
             seen.start,
@@ -83,4 +91,5 @@ def _other_numbers(
             displacement=seen.reading.displacement,
             left_out=left_out,
         )
+        values |= held_out_numbers(seen.now, seen.start, course, left_out)
     return values, left_out

@@ -38,7 +38,7 @@ class ProbeBatch:
 
     Raises:
         InputError: If there are fewer than 2 samples, first dimensions differ, or the targets are
-            not as many.
+            not as many, or no tensor of real numbers.
     """
 
     inputs: Inputs
@@ -48,6 +48,12 @@ class ProbeBatch:
 
     def __post_init__(self) -> None:
         n = count_samples(self.inputs, at_least=MIN_SAMPLES)
+        if self.targets is not None and not _is_real_tensor(self.targets):
+            raise InputError(
+                f"the targets of the probe are a {type(self.targets).__name__}"
+                f"{_of_dtype(self.targets)}, and neither classes nor values are read from that. "
+                "Give a tensor of class labels (whole numbers) or of floating values."
+            )
         if self.targets is not None and (self.targets.ndim == 0 or len(self.targets) != n):
             raise InputError(
                 f"the probe has {n} samples and targets of shape {tuple(self.targets.shape)}, so "
@@ -86,6 +92,14 @@ class ProbeBatch:
             counts = Counter(self.targets.flatten().tolist())
             about["classes"] = {str(label): counts[label] for label in sorted(counts)}
         return about
+
+
+def _is_real_tensor(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and not targets.is_complex()
+
+
+def _of_dtype(targets: Any) -> str:
+    return f" of {targets.dtype}" if hasattr(targets, "dtype") else ""
 
 
 def _places(inputs: Inputs, name: str = "inputs") -> list[str]:

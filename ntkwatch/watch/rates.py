@@ -6,7 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from ntkwatch.errors import InputError, NtkwatchError
-from ntkwatch.kernel.stability import edge_of_stability, max_stable_lr, sharpness
+from ntkwatch.kernel.stability import (
+    edge_of_stability,
+    max_stable_lr,
+    sharpness,
+    sharpness_bracket,
+)
 from ntkwatch.watch.measure import Measurement
 from ntkwatch.watch.validity import Course, why_no_stable_rate
 
@@ -29,15 +34,37 @@ def rate_numbers(now: Measurement, course: Course, left_out: dict[str, str]) -> 
     if now.kernel is None:
         return {}
     reason = why_no_stable_rate(course)
+    bounds: dict[str, Any] = {}
     if reason is None and now.kernel.matrix.ndim != 4:
         reason = "it takes the kernel between outputs (outputs='full')"
+        bounds = _bounds(now, course)
     if reason is None:
         try:
             return _rates(now, now.kernel.matrix, course, left_out)
         except NtkwatchError as error:
             reason = str(error)
     left_out.update(dict.fromkeys(_KEYS, reason))
-    return {}
+    return bounds
+
+
+def _bounds(now: Measurement, course: Course) -> dict[str, Any]:
+    """Between which rates the largest stable one lies, as far as the trace kernel tells."""
+    training, reduction = course.now, now.problem.reduction.name
+    assert now.kernel is not None
+    assert training.loss_function is not None
+    assert training.sgd is not None
+    if reduction != "trace" or len(now.problem.spec.output_shape) != 1:
+        return {}
+    low, high = sharpness_bracket(
+        now.kernel.matrix,
+        outputs=now.problem.spec.output_count,
+        loss=training.loss_function,
+        samples=None if training.loss_function.endswith("mean") else training.batch_size,
+    )
+    if low <= 0:  # cross-entropy is flat for sure outputs
+        return {}
+    rates = (max_stable_lr(end, sgd=training.sgd) for end in (high, low))
+    return {"max_stable_lr_bounds": tuple(float(rate) for rate in rates)}
 
 
 def _rates(

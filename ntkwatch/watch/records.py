@@ -6,17 +6,20 @@ nothing of how its numbers were computed; ``left_out`` says why a number is miss
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 __all__ = [
     "NOT_TAKEN",
     "SCHEMA",
     "TIMINGS",
     "Gap",
+    "GapKind",
     "Observation",
     "Reading",
     "RunInfo",
 ]
+
+GapKind = Literal["failed", "diverged"]
 
 # The numbers of a reading that compare two kernels.
 _OF_KERNELS = (
@@ -165,10 +168,23 @@ class Observation(Reading):
             norm that the targets have in the kernel's function space.
         max_stable_lr: Learning rate at which descent on the present kernel begins to diverge, for
             the loss and the optimizer in use.
+        max_stable_lr_bounds: Between which rates it lies, where only the trace kernel is at hand.
         edge_of_stability: Learning rate in use over that; 1 is the edge of stability.
         displacement_ratio: Displacement over the shortest move that frozen features need for the
             same outputs, on the whole training set.
         displacement_ratio_ridge: Ridge of that shortest move, as a share of the mean eigenvalue.
+        representer_gap: Share of the change of outputs on the held-out samples that a model with
+            frozen features could not have learned from the training set, in [0, inf).
+        acc_net: Accuracy of the network on the held-out samples.
+        acc_kernel_ref: Of regression on the training set with the kernel at the start.
+        acc_kernel_final: Of regression with the kernel now.
+        score_net: Where targets are values, ``R^2`` in place of the accuracy, in (-inf, 1].
+        score_kernel_ref: Likewise.
+        score_kernel_final: Likewise.
+        held_out: Of these: samples ("n_train", "n_test"), the "ridge" as a share of the mean
+            eigenvalue (chosen by leaving out training samples one by one), the standard error of
+            the gain of the network over the kernel at the start ("gain_se", over test samples), and
+            binomial ones of accuracies ("net_se", "kernel_ref_se", "kernel_final_se").
         residual_modes: ``|v_k' (f - y)|`` on the leading eigenvectors of the kernel at the start.
         predicted_modes: What a frozen kernel would have left of them by now.
         mode_prediction_error: ``|c - c_predicted| / |c_predicted|`` over all modes.
@@ -177,6 +193,11 @@ class Observation(Reading):
         angular_velocity: Angle to the kernel of the observation before, radians per optimizer step.
         path_length: Sum of the angles from observation to observation since the start, radians.
         path_length_ratio: That over the angle to the start, at least 1.
+        displacement_path: Sum of the displacements from observation to observation since the start.
+        displacement_path_ratio: That over the displacement, at least 1 as far as observed.
+        full_kernel_change: Relative change since the start of the kernel between outputs, of which
+            the other numbers see the trace.
+        full_kernel_angle: Its angle, radians.
         training: Optimizer, learning rate and loss at this step, as far as they are known.
         noise_floor: Per key, what the number reads when nothing changed but the arithmetic's
             order; "output" is the root mean square change of the outputs.
@@ -210,9 +231,18 @@ class Observation(Reading):
     layer_target_alignment_z: dict[str, float | None] = field(default_factory=dict)
     rkhs_norm: dict[str, float] = field(default_factory=dict)
     max_stable_lr: float | None = None
+    max_stable_lr_bounds: tuple[float, ...] = ()
     edge_of_stability: float | None = None
     displacement_ratio: float | None = None
     displacement_ratio_ridge: float | None = None
+    representer_gap: float | None = None
+    acc_net: float | None = None
+    acc_kernel_ref: float | None = None
+    acc_kernel_final: float | None = None
+    score_net: float | None = None
+    score_kernel_ref: float | None = None
+    score_kernel_final: float | None = None
+    held_out: dict[str, float] = field(default_factory=dict)
     residual_modes: tuple[float, ...] = ()
     predicted_modes: tuple[float, ...] = ()
     mode_prediction_error: float | None = None
@@ -221,6 +251,10 @@ class Observation(Reading):
     angular_velocity: float | None = None
     path_length: float | None = None
     path_length_ratio: float | None = None
+    displacement_path: float | None = None
+    displacement_path_ratio: float | None = None
+    full_kernel_change: float | None = None
+    full_kernel_angle: float | None = None
     training: dict[str, str | float | bool] = field(default_factory=dict)
     noise_floor: dict[str, float] = field(default_factory=dict)
     since_warmup: Reading | None = None
@@ -255,10 +289,18 @@ class Gap:
     Attributes:
         step: Optimizer steps taken so far.
         reason: What stopped it, as the error said it.
+        kind: "failed": observing failed. "diverged": there was nothing left to observe, since
+            weights or outputs had become NaN or infinite; only the first such step is kept.
     """
 
     step: int
     reason: str
+    kind: GapKind = "failed"
+
+    @property
+    def words(self) -> str:
+        """What happened at this step."""
+        return f"the model diverged: {self.reason}" if self.kind == "diverged" else self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

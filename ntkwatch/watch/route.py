@@ -2,12 +2,24 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ntkwatch.errors import InputError, KernelMismatchError
+from ntkwatch.jacobian.functional import Params
+from ntkwatch.kernel.gram import widest_float
 from ntkwatch.kernel.path import angular_velocity
+from ntkwatch.watch.look import Seen
+from ntkwatch.watch.records import Observation
 
-__all__ = ["Route", "Station", "route_numbers"]
+__all__ = [
+    "Route",
+    "Station",
+    "route_numbers",
+    "station_of",
+    "weight_path_numbers",
+    "weights_of",
+]
 
 # Ends that are less apart than this many noise floors are joined by a path of noise.
 _FLOORS = 3.0
@@ -20,11 +32,15 @@ class Station(NamedTuple):
         step: Optimizer steps taken then.
         kernel: Trace kernel, or None where it is not kept.
         length: Path length until then, radians; None where some of the way is not known.
+        weights: Copies of the watched parameters, or None where they are not kept.
+        weight_path: Length of their path until then; None where some of it is not known.
     """
 
     step: int
     kernel: Tensor | None
     length: float | None
+    weights: Params | None = None
+    weight_path: float | None = None
 
 
 class Route:
@@ -46,6 +62,68 @@ class Route:
     def start_over(self) -> None:
         """Forget everything."""
         self._stations = ()
+
+
+def weights_of(seen: Seen) -> Params:
+    """Return the watched parameters as they are at a look."""
+    params = seen.now.problem.function.params
+    return {name: params[name].detach() for name in seen.now.problem.names}
+
+
+def station_of(seen: Seen, observation: Observation) -> Station:
+    """Return what the next observation needs of this one.
+
+    Args:
+        seen: The look.
+        observation: Made of it.
+
+    Returns:
+        The station; with copies of the weights only where their path is wanted.
+    """
+    kept = None
+    if seen.settings.metrics == "full":
+        kept = {name: tensor.clone() for name, tensor in weights_of(seen).items()}
+    return Station(
+        observation.step,
+        None if seen.now.kernel is None else seen.now.kernel.trace,
+        observation.path_length,
+        kept,
+        observation.displacement_path,
+    )
+
+
+def weight_path_numbers(
+    weights: Params,
+    before: Station | None,
+    *,
+    displacement: float | None,
+    left_out: dict[str, str],
+) -> dict[str, Any]:
+    """Return length and detours of the weights' way since the start, as far as it was observed.
+
+    Args:
+        weights: The watched parameters now.
+        before: The observation before, or None at the reference.
+        displacement: From the reference, or None.
+        left_out: Takes the reasons for numbers that are not defined.
+
+    Returns:
+        Values by field name.
+    """
+    if before is None:
+        return {"displacement_path": 0.0}
+    if before.weights is None or before.weight_path is None:
+        left_out["displacement_path"] = "the weights of an observation before are not kept"
+        return {}
+    squares = [
+        (weights[name] - then).abs().to(widest_float(then.device)).square().sum()
+        for name, then in before.weights.items()
+    ]
+    path = before.weight_path + float(torch.stack(squares).sum().sqrt())
+    if not displacement:
+        left_out["displacement_path_ratio"] = "the weights are where they were at the start"
+        return {"displacement_path": path}
+    return {"displacement_path": path, "displacement_path_ratio": path / displacement}
 
 
 def route_numbers(

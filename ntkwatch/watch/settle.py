@@ -85,7 +85,7 @@ def settle(
         dtype=jacobian_dtype(parameters_of(model), wanted.dtype),
         metrics=wanted.metrics,
         top_k=wanted.top_k,
-        keeps_full=wanted.metrics == "full" and probe.whole_training_set,
+        keeps_full=wanted.metrics == "full",
     )
 
 

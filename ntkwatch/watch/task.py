@@ -93,7 +93,7 @@ def _code(outputs: Tensor, targets: Tensor | None) -> Tensor | None:
     if targets.is_floating_point():
         return targets.double().view_as(outputs) if targets.numel() == outputs.numel() else None
     known = targets.ndim == 1 and 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]
-    return functional.one_hot(targets, outputs.shape[1]).double() if known else None
+    return functional.one_hot(targets.long(), outputs.shape[1]).double() if known else None
 
 
 def layer_task_numbers(kernel: Kernel, targets: Tensor | None) -> dict[str, Any]:
@@ -159,10 +159,15 @@ def _matrix(
         left_out[key] = "the probe has no targets"
         return None
     try:
-        return target_matrix(targets, device=kernel.device)
+        return target_matrix(_counted(targets), device=kernel.device)
     except InputError as error:
         left_out[key] = str(error)
         return None
+
+
+def _counted(targets: Tensor) -> Tensor:
+    """Yes and no are two classes."""
+    return targets.long() if targets.dtype == torch.bool else targets
 
 
 def _finite(value: Tensor) -> float | None:

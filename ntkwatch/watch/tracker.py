@@ -22,20 +22,26 @@ from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.spec import BatchNormMode, Kernel
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.describe import run_info
+from ntkwatch.watch.held_out import HeldOut, check_held_out
 from ntkwatch.watch.history import History
 from ntkwatch.watch.look import Kept, Seen, look
 from ntkwatch.watch.measure import Metrics, Settings, WatchEngine
 from ntkwatch.watch.numbers import observation_of
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
-from ntkwatch.watch.route import Route, Station
+from ntkwatch.watch.route import Route, Station, station_of
 from ntkwatch.watch.settle import Wanted, check_same_settings, settle
 from ntkwatch.watch.training import Training
 from ntkwatch.watch.validity import course_of
 
 __all__ = ["KernelTracker", "Metrics"]
 
+_QUARTER = 4  # of the memory budget, where it proves too much
+_LEAST_BUDGET = 2**20  # bytes, below which a budget saves nothing
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
+
+
+_NO_LOSS = "the training loss of the last batches is NaN or infinite"
 
 
 class KernelTracker:
@@ -69,6 +75,12 @@ class KernelTracker:
         fresh_probe: Given the step, returns the probe of that observation: the reference and the
             present model are then both measured on it, so that no number hinges on one probe. The
             reference itself is taken on ``probe``.
+        held_out: Samples with targets that the model is not trained on, where ``probe`` is the
+            whole training set (at most 4000 samples times outputs) and ``metrics`` is "full": every
+            observation after the reference then says what regression with the kernels at the start
+            and now would have told there, beside the network. It takes three solves with the
+            kernel, three passes each over the training set and the held-out samples and, once, the
+            eigenvectors of the kernel at the start.
         warmup_steps: The reading since warm-up starts at the first observation at or after this
             step.
         reference: Where the reference comes from, in words, for the record.
@@ -94,6 +106,7 @@ class KernelTracker:
         top_k: int = 8,
         metrics: Metrics = "standard",
         fresh_probe: Callable[[int], ProbeBatch] | None = None,
+        held_out: ProbeBatch | None = None,
         warmup_steps: int = _WARMUP_STEPS,
         reference: str = "the first observation",
         reference_is_start: bool = True,
@@ -104,7 +117,10 @@ class KernelTracker:
         check_choice("metrics", metrics, get_args(Metrics))
         if top_k < 1:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
+        if held_out is not None:
+            check_held_out(probe, held_out, metrics=metrics)
         self.probe, self._fresh_probe = probe, fresh_probe
+        self._held_out = None if held_out is None else HeldOut(held_out)
         self.warmup_steps = warmup_steps
         self.history = History()
         self._wanted = Wanted(
@@ -131,6 +147,7 @@ class KernelTracker:
         self._seen: Seen | None = None
         self._resumed: dict[str, Any] | None = None
         self._modes_known = False
+        self._notes: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Anchor | None:
@@ -189,9 +206,11 @@ class KernelTracker:
             The observation, which is also added to ``history``.
 
         Raises:
-            NonFiniteError: If weights or outputs are NaN or infinite.
+            DivergedError: If weights or outputs are NaN or infinite.
+            NonFiniteError: If the kernel is.
         """
         began, step = time.perf_counter(), int(step)
+        lost = (_NO_LOSS,) if loss is not None and not math.isfinite(loss) else ()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
         is_reference = self._start is None or step == self._start.step
         if not is_reference:
@@ -202,7 +221,13 @@ class KernelTracker:
         training = Training() if training is None else training
         between = range(seen.start.step + 1, step)
         course = course_of(
-            model, self.history, training, seen.probe, seen.settings, between=between
+            model,
+            self.history,
+            training,
+            seen.probe,
+            seen.settings,
+            between=between,
+            held_out=self._held_out,
         )
         before = None if is_reference else self._route.before(step)
         observed = observation_of(
@@ -221,13 +246,22 @@ class KernelTracker:
             epoch=epoch,
             loss=loss,
             loss_start=self._note_loss(loss, is_reference=is_reference),
+            notes=(*observed.notes, *self._notes, *lost),
             seconds=time.perf_counter() - began,
         )
         self.history.add(observation)
         if not brief:
-            kernel = None if seen.now.kernel is None else seen.now.kernel.trace
-            self._route.pass_by(Station(step, kernel, observation.path_length))
+            self._route.pass_by(station_of(seen, observation))
         return observation
+
+    def lower_memory_budget(self) -> int:
+        """Compute in smaller pieces from now on: a quarter of the budget. Returns it, in bytes."""
+        budget = max(_LEAST_BUDGET, self._wanted.budget // _QUARTER)
+        self._wanted = replace(self._wanted, budget=budget)
+        if self._settings is not None:
+            self._settings = replace(self._settings, budget=budget)
+        self._notes = (f"memory ran out, so the memory budget was lowered to {budget} bytes",)
+        return budget
 
     def note_start_loss(self, loss: float) -> None:
         """Say what the training loss was at the reference weights, where it is known only later."""

@@ -3,6 +3,7 @@
 No torch here.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.wording import number
 
-__all__ = ["Answer", "Use", "judge_use"]
+__all__ = ["Answer", "Use", "judge_need", "judge_use"]
 
 Answer = Literal["yes", "no", "unknown"]
 
@@ -32,7 +33,7 @@ class Use:
 
 
 def judge_use(history: History, bands: Bands) -> Use:
-    """Say whether the kernel turned toward the targets, as far as the numbers tell.
+    """Say what the movement was good for, as far as the numbers tell.
 
     Args:
         history: Observations of one run, at least one.
@@ -44,9 +45,18 @@ def judge_use(history: History, bands: Bands) -> Use:
     first, last = history[0], history[-1]
     if first.step == last.step or first.step != last.anchor_step:
         return Use(why="there is no observation of the reference and of a later step to compare")
+    aligned, said = _aligned(first, last, bands)
+    needed, why = judge_need(last, bands)
+    if not history.run.reference_is_start and needed != "unknown":
+        needed, why = "unknown", "features needed: the reference is not the start of training"
+    return Use(task_aligned=aligned, features_needed=needed, why="; ".join([*said, why]))
+
+
+def _aligned(first: Observation, last: Observation, bands: Bands) -> tuple[Answer, list[str]]:
+    """Whether the kernel turned toward the targets."""
     share = last.buffer_share
     if share is not None and abs(share) > bands.buffer_share:
-        return Use(why=f"moving buffers make {number(share)} of the kernel's change")
+        return "unknown", [f"moving buffers make {number(share)} of the kernel's change"]
     rise = _alignment_rise(first, last)
     norms = _norm_ratios(first, last)
     said = []
@@ -57,20 +67,59 @@ def judge_use(history: History, bands: Bands) -> Use:
             "trace-normalised norm of the targets x"
             + ", x".join(f"{number(ratio)} (ridge {ridge})" for ridge, ratio in norms.items())
         )
-    aligned: Answer = "unknown"
     if (rise is not None and rise > bands.aligned_sd) or (
         norms and all(ratio < bands.aligned_norm for ratio in norms.values())
     ):
-        aligned = "yes"
-    elif (
+        return "yes", said
+    if (
         rise is not None
         and rise < bands.unaligned_sd
         and norms
         and all(ratio > bands.unaligned_norm for ratio in norms.values())
     ):
-        aligned = "no"
-    said.append("features needed: unknown without a comparison to a kernel machine")
-    return Use(task_aligned=aligned, features_needed="unknown", why="; ".join(said))
+        return "no", said
+    return "unknown", said
+
+
+def judge_need(last: Observation, bands: Bands) -> tuple[Answer, str]:
+    """Say whether the network beats regression with its first kernel on held-out samples.
+
+    Args:
+        last: An observation after the reference.
+        bands: Thresholds.
+
+    Returns:
+        The answer, and the comparison in words.
+    """
+    net, kernel, gain_se = _scores(last)
+    if net is None or kernel is None or gain_se is None:
+        reason = last.left_out.get("acc_kernel_ref") or last.left_out.get("score_kernel_ref")
+        said = reason or "no held-out samples were given to compare with a kernel machine on"
+        return "unknown", f"features needed: unknown ({said.rstrip('.')})"
+    gain = net - kernel
+    why = (
+        f"on held-out samples the network gains {number(gain, signed=True)} (s.e. "
+        f"{number(gain_se)}) over regression with the kernel at the start"
+    )
+    removed = gain >= bands.needed_share * (1 - kernel)
+    if gain > bands.needed_se * gain_se and gain >= bands.needed_gain and removed:
+        return "yes", why
+    if bands.unneeded_se * gain_se > bands.needed_gain:
+        return "unknown", f"{why}: too few held-out samples to tell"
+    if gain < bands.unneeded_se * gain_se or gain < bands.unneeded_gain:
+        return "no", why
+    return "unknown", f"{why}: a gain, and not so large that the kernel fails"
+
+
+def _scores(last: Observation) -> tuple[float | None, float | None, float | None]:
+    """Of the network, of the kernel at the start, and the standard error of their difference."""
+    facts = last.held_out
+    if last.acc_net is not None:
+        # Binomial, as if the two were scored on samples of their own: no smaller than it is.
+        errors = facts.get("net_se"), facts.get("kernel_ref_se")
+        known = None if None in errors else math.hypot(*(e for e in errors if e is not None))
+        return last.acc_net, last.acc_kernel_ref, known
+    return last.score_net, last.score_kernel_ref, facts.get("gain_se")
 
 
 def _alignment_rise(first: Observation, last: Observation) -> float | None:

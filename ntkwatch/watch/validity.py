@@ -8,12 +8,20 @@ from dataclasses import dataclass
 from torch import nn
 
 from ntkwatch.jacobian.parameters import parameters_of
+from ntkwatch.watch.held_out import HeldOut
 from ntkwatch.watch.history import History
 from ntkwatch.watch.measure import Settings
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.training import Training
 
-__all__ = ["Course", "course_of", "why_no_descent", "why_no_row_space", "why_no_stable_rate"]
+__all__ = [
+    "Course",
+    "course_of",
+    "why_no_counterfactual",
+    "why_no_descent",
+    "why_no_row_space",
+    "why_no_stable_rate",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +36,7 @@ class Course:
         reference_is_start: Whether the reference is the start of the training.
         whole: Whether all parameters that train are watched.
         noisy: Name of a layer that draws random numbers while it trains, or None.
+        held_out: Samples that the model is not trained on, or None.
     """
 
     trainings: tuple[Training, ...]
@@ -36,6 +45,7 @@ class Course:
     reference_is_start: bool
     whole: bool
     noisy: str | None
+    held_out: HeldOut | None = None
 
     @property
     def now(self) -> Training:
@@ -51,6 +61,7 @@ def course_of(
     settings: Settings,
     *,
     between: range,
+    held_out: HeldOut | None = None,
 ) -> Course:
     """Return what is known of a training.
 
@@ -61,6 +72,7 @@ def course_of(
         probe: Of the present observation.
         settings: Of the run.
         between: The steps after the reference and before the present one.
+        held_out: Samples that the model is not trained on, or None.
 
     Returns:
         The course.
@@ -82,6 +94,7 @@ def course_of(
         reference_is_start=history.run.reference_is_start,
         whole=trained <= set(settings.names),
         noisy=noisy[0] if noisy else None,
+        held_out=held_out,
     )
 
 
@@ -116,6 +129,28 @@ def why_no_row_space(course: Course) -> str | None:
             return "the momentum is not the same for all parameters"
         if training.momentum and not course.reference_is_start:
             return "momentum goes on from before the reference"
+    return None
+
+
+def why_no_counterfactual(course: Course) -> str | None:
+    """Return why regression with the kernel at the start is not what training could have been.
+
+    Whatever the optimizer: what is asked is what these features are worth to this training set.
+
+    Args:
+        course: What is known of the training.
+
+    Returns:
+        A reason, or None.
+    """
+    if not course.probe.whole_training_set:
+        return "the probe is not the whole training set"
+    if course.settings.moving:
+        return "BatchNorms on batch statistics train another function than that of the kernel"
+    if not course.whole:
+        return "parameters are trained that the kernel does not see"
+    if course.probe.targets is None:
+        return "the probe has no targets"
     return None
 
 

@@ -17,6 +17,7 @@ from ntkwatch.watch.use import Use, judge_use
 from ntkwatch.watch.wording import (
     evidence_lines,
     explain_strength,
+    needed_sentence,
     next_step,
     number,
     some,
@@ -164,15 +165,17 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
     layers = _layers(last, bands)
     if qualifier is None and _is_mixed(layers):
         qualifier, why = "mixed by layer", f"{why}; {_layers_apart(layers)}"
+    use = judge_use(history, bands)
+    needed = needed_sentence(strength, use.features_needed)
     return Verdict(
         strength=strength,
         qualifier=qualifier,
         readings=readings,
         layers=layers,
-        use=judge_use(history, bands),
-        reason=f"{what_happened(strength, qualifier)} {why[:1].upper()}{why[1:]}.",
+        use=use,
+        reason=f"{what_happened(strength, qualifier)} {why[:1].upper()}{why[1:]}.{needed}",
         evidence=evidence_lines(history, last),
-        next_step=next_step(strength, qualifier),
+        next_step=next_step(strength, qualifier, use.features_needed),
         bands=bands,
         step=last.step,
         loss=last.loss,

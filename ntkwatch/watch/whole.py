@@ -66,11 +66,14 @@ def whole_set_numbers(
     targets = course.probe.targets
     assert targets is not None
     wanted = targets.to(now.outputs).reshape(len(now.outputs), -1)
-    if wanted.shape != now.outputs.shape:
+    if not bool(torch.isfinite(wanted).all()):
+        reason = "the targets of the probe hold NaN or infinity"
+    elif wanted.shape != now.outputs.shape:
         reason = (
             f"targets of {wanted.shape[1]} numbers do not fit {now.outputs.shape[1]} outputs "
             "of each sample"
         )
+    if reason is not None:
         left_out.update(dict.fromkeys(_DESCENT, reason))
         return values
     modes = eigenmodes(flatten_kernel(start.full))

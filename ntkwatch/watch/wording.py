@@ -9,6 +9,8 @@ from ntkwatch.watch.records import Observation, Reading
 __all__ = [
     "evidence_lines",
     "explain_strength",
+    "held_out_lines",
+    "needed_sentence",
     "next_step",
     "number",
     "place",
@@ -43,11 +45,27 @@ _NEXT = {
     Strength.TRANSITIONAL: "Look at the layers: lower the output scale or raise the learning rate "
     "to move further into feature learning, or train longer.",
     Strength.FEATURE_LEARNING: "Nothing to mend. Whether the features were needed takes a "
-    "comparison with kernel regression at the start.",
+    "comparison with kernel regression at the start: give held_out= samples.",
+}
+
+# Where a comparison on held-out samples has answered whether features were needed.
+_NEEDED = {
+    "yes": " The features were needed: on held-out samples the network beats the kernel that it "
+    "started as.",
+    "no": " The features were not needed here: on held-out samples the kernel that the network "
+    "started as does about as well, or better.",
+}
+_MOVED = (Strength.TRANSITIONAL, Strength.FEATURE_LEARNING)
+_NEXT_MOVED = {
+    "yes": "Nothing to mend: the features were needed, and they were learned.",
+    "no": "Nothing to mend. On this task kernel regression at the start, or a linearized "
+    "fine-tune, would do about as well: a harder task would tell what the features are worth.",
 }
 
 _AFTER_GUARD = {
     "nothing": "Add NTKMonitor() to the Trainer's callbacks, or call KernelTracker.observe.",
+    "diverged": "Lower the learning rate, warm it up or clip gradients: max_stable_lr "
+    '(metrics="full") says what the kernel bears. The observations before it are kept.',
     "one observation": "Observe again after some training.",
     "last observation failed": "See the gap's reason; the observations before it are kept.",
     "reference is not the start": "Resume from a checkpoint that holds the monitor's state (where "
@@ -70,6 +88,11 @@ def explain_strength(strength: Strength) -> str:
     return _EXPLANATION[strength]
 
 
+def needed_sentence(strength: Strength, needed: str) -> str:
+    """Return whether features that moved were needed, as a sentence to add; "" if unknown."""
+    return _NEEDED.get(needed, "") if strength in _MOVED else ""
+
+
 def what_happened(strength: Strength, qualifier: str | None) -> str:
     """One plain sentence on what the label means for the network."""
     if strength is Strength.UNDETERMINED:
@@ -82,10 +105,12 @@ def what_happened(strength: Strength, qualifier: str | None) -> str:
     return _EXPLANATION[strength]
 
 
-def next_step(strength: Strength, qualifier: str | None) -> str:
+def next_step(strength: Strength, qualifier: str | None, needed: str = "unknown") -> str:
     """One sentence on what to do."""
     if strength is Strength.UNDETERMINED:
         return _AFTER_GUARD.get(qualifier or "", "Observe longer, with a larger probe.")
+    if strength is Strength.FEATURE_LEARNING and needed in _NEXT_MOVED:
+        return _NEXT_MOVED[needed]
     return _NEXT[strength]
 
 
@@ -112,6 +137,7 @@ def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
     if last.since_warmup is not None:
         since = f"since step {last.since_warmup.anchor_step} (warm-up)"
         lines += _reading_lines(since, last.since_warmup)
+    lines += held_out_lines(last)
     floor = last.noise_floor
     if floor:
         lines.append(
@@ -121,6 +147,29 @@ def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
     lines.extend(_missing_lines(last))
     lines.extend(last.notes)
     return tuple(lines)
+
+
+def held_out_lines(last: Observation) -> list[str]:
+    """Return lines on the network beside regression with its kernels, on held-out samples."""
+    lines, facts = [], last.held_out
+    kind = "acc" if last.acc_net is not None else "score"
+    if getattr(last, f"{kind}_net") is not None:
+        what = "accuracy" if kind == "acc" else "R^2"
+        names = {"net": "network", "kernel_ref": "kernel at the start", "kernel_final": "now"}
+        scores = ", ".join(
+            f"{words} {number(getattr(last, f'{kind}_{name}'))}" for name, words in names.items()
+        )
+        error = facts.get("net_se", facts.get("gain_se"))
+        lines.append(
+            f"held-out {what}: {scores} (n_train {facts.get('n_train', 0):.0f}, n_test "
+            f"{facts.get('n_test', 0):.0f}, ridge {facts.get('ridge', 0):g}, s.e. {number(error)})"
+        )
+    if last.representer_gap is not None:
+        lines.append(
+            f"representer gap {number(last.representer_gap)}: share of the change on held-out "
+            "samples that frozen features could not have learned"
+        )
+    return lines
 
 
 def _missing_lines(last: Observation) -> list[str]:

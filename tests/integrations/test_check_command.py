@@ -45,12 +45,17 @@ def test_a_probe_is_taken_from_a_batch_a_loader_and_a_dataset(capsys, name):
     assert page["probe"]["size"] == 32
     assert page["elements"]["net.0.weight"] == 5 * 6
     assert [cost["probe_size"] for cost in page["costs"]] == [16, 32]
+    assert page["forecast"]["samples"] == 32
+    assert page["no_forecast"] is None
 
 
 def test_text_says_that_a_plain_module_can_be_watched(capsys, tmp_path):
     assert main(["check", NET, *DATA, "-o", str(tmp_path / "page.txt")]) == 0
     assert capsys.readouterr().out == ""
-    assert "It can be watched." in (tmp_path / "page.txt").read_text()
+    text = (tmp_path / "page.txt").read_text()
+    assert "It can be watched." in text
+    assert "for training on these 48 samples" in text
+    assert "of the net" in text
 
 
 def test_options_reach_the_kernel(capsys):
@@ -96,3 +101,4 @@ def test_modules_in_the_current_folder_are_found_by_the_console_script_too(tmp_p
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "It can be watched." in done.stdout
+    assert "None: the data has no targets" in done.stdout

@@ -166,7 +166,7 @@ def test_a_broken_checkpoint_among_good_ones_is_a_gap(folder, capsys):
     assert main(["report", str(folder), *MODEL, *DATA]) == 0
     output = capsys.readouterr()
     assert f"Left out: {path} cannot be read as a checkpoint" in output.err
-    assert "Failed observations (1)" in output.out
+    assert "Steps without an observation (1)" in output.out
     history = read_history(folder)
     assert [o.step for o in history] == [0, 9, 27, 36]
     assert [gap.step for gap in history.gaps] == [18]
@@ -180,7 +180,7 @@ def test_a_diverged_checkpoint_is_a_gap(folder):
     (folder / "last.ckpt").unlink()
     history, _ = _watch(folder)
     assert [gap.step for gap in history.gaps] == [36]
-    assert judge(history).qualifier == "last observation failed"
+    assert judge(history).qualifier == "diverged"
 
 
 def test_a_callback_s_reference_and_probe_are_used_where_it_ran(tmp_path):

@@ -197,20 +197,6 @@ def test_a_users_function_is_called_when_the_strength_changes(tmp_path):
     assert told[0].step < watch.verdict.step
 
 
-def test_weights_that_diverge_are_a_gap_with_the_advice_to_lower_the_rate(tmp_path):
-    class Diverges(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_):
-            if trainer.global_step == 2:
-                with torch.no_grad():
-                    pl_module.net.head.weight.fill_(torch.nan)
-
-    watch = _monitor()
-    with pytest.warns(UserWarning, match="Lower the learning rate"):
-        _ended(tmp_path, [Diverges(), watch], max_epochs=1)
-    assert [gap.step for gap in watch.history.gaps] == [2, 3, 4]
-    assert watch.verdict.strength == "undetermined"
-
-
 def test_a_strategy_that_shards_parameters_is_refused_politely(tmp_path):
     """Its class is known by name, since every strategy exists once in each namespace."""
 

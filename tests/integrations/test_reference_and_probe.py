@@ -89,7 +89,7 @@ def test_the_probe_is_drawn_from_training_data_else(tmp_path):
 
 
 def test_validation_data_that_is_asked_for_and_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match="probe='val' asks for validation data"):
+    with pytest.raises(InputError, match="'val' asks for validation data"):
         _fit(tmp_path, _monitor(probe="val"), loader())
 
 

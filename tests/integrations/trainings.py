@@ -118,9 +118,16 @@ def seed_all() -> None:
 
 
 def remains(model: Any, trainer: Any) -> dict[str, Any]:
-    """All that a training leaves: weights, buffers, optimizers, losses, random streams."""
+    """All that a training leaves: weights, gradients, optimizers, losses, random streams."""
     return {
         "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "gradients": {
+            name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+        },
+        "hooks": {
+            name: sum(len(hooks) for key, hooks in vars(part).items() if key.endswith("_hooks"))
+            for name, part in model.named_modules()
+        },
         "modes": {name: part.training for name, part in model.named_modules()},
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "curve": list(model.curve),

@@ -9,7 +9,7 @@ from jacobian.models import MLP, gap
 from jacobian.snapshots import assert_same, state_of
 from torch import nn
 
-from ntkwatch.errors import ModelChangedError
+from ntkwatch.errors import ModelChangedError, WeightsChangedError
 from ntkwatch.jacobian.engine import empirical_ntk
 from ntkwatch.jacobian.undisturbed import undisturbed
 
@@ -68,6 +68,69 @@ def test_a_write_that_goes_round_the_substitutes_is_reported():
 
     with pytest.raises(ModelChangedError, match=r"wrote to 1 of its own parameters .* \(0\.weight"):
         empirical_ntk(Writes(), torch.randn(4, 4))
+
+
+class Sneaks(MLP):
+    """Writes to its memory by ways that torch does not see, whenever ``does`` says so."""
+
+    def __init__(self, what, does="write"):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3))
+        self.what, self.does = what, does
+        # A reference of its own, which no substitute replaces.
+        self.own = [self[0].weight if what == "0.weight" else self.seen]
+
+    def forward(self, x):
+        if self.does != "rest":
+            self.own[0].detach().numpy()[0] += 1
+        if self.does == "write and fail":
+            raise ValueError("afterwards")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("does", ["write", "write and fail"])
+@pytest.mark.parametrize("what", ["0.weight", "seen"])
+def test_a_write_that_torch_does_not_see_is_reported_as_harm_done(what, does):
+    model, x = Sneaks(what, does), torch.randn(4, 4)
+    before = state_of(model)
+    with pytest.raises(WeightsChangedError, match=rf"Sneaks changed 1 .* \({what}\)") as caught:
+        empirical_ntk(model, x, forward=lambda m, x: m(x), engine="structured")
+    assert "start it again from a checkpoint" in str(caught.value)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert not torch.equal(tensors.pop(what), before["values"][what]), "else there is no harm"
+    assert all(torch.equal(tensor, before["values"][name]) for name, tensor in tensors.items())
+
+
+def test_a_write_through_data_and_numpy_is_seen_where_substitutes_are_called():
+    class Writes(MLP):
+        def forward(self, x):
+            self[0].weight.data.numpy()[0] += 1
+            return super().forward(x)
+
+    with pytest.raises(WeightsChangedError, match=r"changed 1 .* \(0\.weight\)"):
+        empirical_ntk(Writes(), torch.randn(4, 4), engine="structured")
+
+
+@pytest.mark.parametrize("what", ["0.weight", "seen"])
+def test_what_a_copy_holds_is_put_back_after_an_unseen_write(what):
+    model = Sneaks(what)
+    before = state_of(model)
+    stale = {"0.weight": torch.zeros(5, 4), "seen": torch.ones(3)}
+    copies = [stale, {name: value.clone() for name, value in before["values"].items()}]
+    with (
+        pytest.raises(WeightsChangedError, match="They were put back from copies"),
+        undisturbed(model, copies=copies),
+    ):
+        model(torch.randn(4, 4))
+    after = state_of(model)
+    assert {
+        n for n in before["values"] if not torch.equal(before["values"][n], after["values"][n])
+    } == set()
+
+
+def test_an_interruption_is_passed_on_as_it_is():
+    with pytest.raises(KeyboardInterrupt), undisturbed(MLP()):
+        raise KeyboardInterrupt
 
 
 # Modes. -------------------------------------------------------------------------------------------

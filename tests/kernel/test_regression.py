@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntkwatch.errors import InputError, KernelMismatchError, NonFiniteError, SingularKernelError
+from ntkwatch.kernel.leave_one_out import leave_one_out_errors
 from ntkwatch.kernel.regression import (
     apply_kernel,
     displacement_ratio,
@@ -239,3 +240,43 @@ def test_a_model_that_did_not_move_has_neither_gap_nor_ratio():
         representer_gap(K, K, torch.ones(3, 1), nothing, ridge=0.0)
     with pytest.raises(InputError, match="3 training samples changed"):
         displacement_ratio(torch.ones(()), K, nothing, ridge=0.0)
+
+
+@pytest.mark.parametrize("kind", ["full", "trace"])
+def test_errors_of_samples_left_out_are_those_of_fits_without_them(kind):
+    """Every sample is predicted by numpy from the others, with the ridge of them all."""
+    J, _ = _jacobians(0, p=10)
+    features = torch.randn(N, 4, **f64)
+    K = _kernel(J, J) if kind == "full" else C * features @ features.T
+    flat = K.permute(0, 2, 1, 3).reshape(N * C, N * C) if kind == "full" else None
+    flat = np.kron(features @ features.T, np.eye(C)) if flat is None else flat.numpy()
+    y = torch.randn(N, C, **f64)
+    ridges = (1e-3, 0.1, 3.0)
+    found = leave_one_out_errors(K, y, ridges)
+    sample, values = np.repeat(np.arange(N), C), y.numpy().reshape(-1)
+    for ridge, error in zip(ridges, found.tolist(), strict=True):
+        eps, total = ridge * np.trace(flat) / len(flat), 0.0
+        for i in range(N):
+            rest, own = sample != i, sample == i
+            ridged = flat[np.ix_(rest, rest)] + eps * np.eye(rest.sum())
+            predicted = flat[np.ix_(own, rest)] @ np.linalg.solve(ridged, values[rest])
+            total += ((values[own] - predicted) ** 2).sum()
+        assert error == pytest.approx(total / (values**2).sum(), rel=1e-8)
+
+
+def test_leaving_samples_out_finds_the_ridge_of_noise():
+    """Targets that no feature explains are predicted best by nothing."""
+    features = torch.randn(40, 12, **f64)
+    K = features @ features.T
+    clean, noise = features @ torch.randn(12, 1, **f64), torch.randn(40, 1, **f64)
+    ridges = (1e-6, 1e-2, 10.0)
+    assert leave_one_out_errors(K, clean, ridges).argmin() == 0
+    assert leave_one_out_errors(K, noise, ridges).argmin() == 2
+
+
+def test_errors_of_samples_left_out_take_a_ridge_and_something_to_predict():
+    K, y = torch.eye(3, **f64), torch.ones(3, 1, **f64)
+    cases = ((K, y, (0.0,)), (K, y, ()), (0 * K, y, (1.0,)), (K, 0 * y, (1.0,)))
+    for kernel, values, ridges in cases:
+        with pytest.raises(InputError, match="leave nothing to predict"):
+            leave_one_out_errors(kernel, values, ridges)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ntkwatch.errors import InputError, KernelMismatchError
-from ntkwatch.kernel.triple import KernelPair, accuracy, class_code, triple
+from ntkwatch.kernel.triple import KernelPair, accuracy, class_code, score_values, triple
 
 f64 = {"dtype": torch.float64}
 
@@ -83,3 +83,27 @@ def test_the_error_of_the_gain_counts_only_samples_on_which_the_two_differ():
     assert found.gain == 0.25
     expected = np.std([1, 1, 0, 0, 0, 0, 0, 0]) / math.sqrt(8)
     assert found.gain_se.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_values_are_scored_by_the_share_of_variance_explained():
+    """Against numpy; two outputs of unlike size are added up before the share is taken."""
+    generator = torch.Generator().manual_seed(0)
+    y, *noise = (torch.randn(50, 2, generator=generator, **f64) for _ in range(4))
+    y = y * torch.tensor([1.0, 10.0], **f64) + 5
+    net, frozen, after = (y + size * part for size, part in zip((0.1, 1, 2), noise, strict=True))
+    found = score_values(net, frozen, after, y)
+    spread = ((y - y.mean(dim=0)) ** 2).sum().item()
+    expected = [1 - ((p - y) ** 2).sum().item() / spread for p in (net, frozen, after)]
+    assert [float(score) for score in found[:3]] == pytest.approx(expected)
+    assert found.gain.item() == pytest.approx(expected[0] - expected[1])
+    each = (((frozen - y) ** 2).sum(dim=1) - ((net - y) ** 2).sum(dim=1)).numpy() * 50 / spread
+    assert found.gain_se.item() == pytest.approx(each.std() / math.sqrt(50))
+
+
+def test_values_without_variance_or_of_another_shape_cannot_be_scored():
+    y = torch.full((6, 2), 0.1, **f64)
+    with pytest.raises(InputError, match="all equal"):
+        score_values(y, y, y, y)
+    y = torch.randn(6, 2, **f64)
+    with pytest.raises(KernelMismatchError, match="cannot be scored"):
+        unwrap(score_values)(y[:, :1], y, y, y)

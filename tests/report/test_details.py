@@ -75,3 +75,21 @@ def test_every_title_belongs_to_a_field_of_the_records():
 
 def test_nothing_observed_has_no_further_numbers():
     assert detail_rows(None) == ()
+
+
+def test_accuracies_come_with_their_errors_and_rates_with_their_bounds():
+    last = Observation(
+        step=1,
+        anchor_step=0,
+        probe_size=4,
+        output_count=2,
+        seconds=0.1,
+        acc_net=0.75,
+        acc_kernel_ref=0.5,
+        held_out={"net_se": 0.025},
+        max_stable_lr_bounds=(0.125, 2.0),
+    )
+    shown = {row.title: row.value for row in detail_rows(last)}
+    assert shown["held-out accuracy: network"] == "0.750 ± 0.025"
+    assert shown["held-out accuracy: kernel at the start"] == "0.500"
+    assert shown["largest stable learning rate, between"] == "0.125 and 2.00"

@@ -45,7 +45,7 @@ def test_observations_are_those_of_the_file_unrounded_and_complete(tmp_path):
     written = [line for line in lines if line.pop("record") == "observation"]
     report = _report(history)
     assert report["observations"] == written
-    assert report["gaps"] == [{"step": 7, "reason": "why"}]
+    assert report["gaps"] == [{"step": 7, "reason": "why", "kind": "failed"}]
     assert report["cost"]["observations"] == 19
 
 

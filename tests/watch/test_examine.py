@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from watch.tiny import Attends, Deep, inputs, labels
 
-from ntkwatch import ProbeBatch
+from ntkwatch import ProbeBatch, forecast
 from ntkwatch.errors import RandomForwardError
 from ntkwatch.report.checkup_json import render_checkup_json
 from ntkwatch.report.checkup_text import render_checkup_text
@@ -88,6 +88,44 @@ def test_memory_is_what_was_held_at_the_height():
     with peak_memory(torch.device("meta")) as peak:
         pass
     assert peak.nbytes is None
+
+
+def test_the_forecast_is_that_of_the_largest_probe():
+    model, probe = Deep(), _probe(40)
+    found = examine(model, probe)
+    said = forecast(model, probe.inputs, probe.targets)
+    assert found.no_forecast is None
+    assert found.forecast["strength"] == said.strength
+    assert found.forecast["samples"] == 40
+    expected = [point.linearization_error for point in said.points]
+    assert [p["linearization_error"] for p in found.forecast["points"]] == pytest.approx(expected)
+    text = " ".join(render_checkup_text(found).split())
+    assert f"{said.strength}, for training on these 40 samples" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "probe", "says"),
+    [
+        (Deep, ProbeBatch(inputs(16, 4)), "no targets"),
+        (Deep, ProbeBatch(inputs(16, 4), labels(16, 5)), "not all from 0 to 2"),
+        (Deep, ProbeBatch(inputs(16, 4), torch.ones(16, 2)), "no residual"),
+        (Deep, ProbeBatch(inputs(16, 4), torch.full((16, 3), torch.nan)), "hold NaN"),
+        (Attends, ProbeBatch(inputs(16, 4), labels(16)), "Attends mixes samples"),
+    ],
+)
+def test_where_nothing_is_foretold_the_reason_is_said(model, probe, says):
+    found = examine(model(), probe, metrics="minimal")
+    assert found.forecast == {}
+    assert says in found.no_forecast
+    assert says in " ".join(render_checkup_text(found).split())
+    assert json.loads(render_checkup_json(found))["forecast"] == {}
+
+
+def test_a_model_that_takes_long_is_not_kept_busy_with_a_forecast(monkeypatch):
+    monkeypatch.setattr("ntkwatch.watch.examine._TOO_LONG", 0.0)
+    found = examine(Deep(), _probe(16), metrics="minimal")
+    assert found.forecast == {}
+    assert "takes several kernels" in found.no_forecast
 
 
 # Forms. -------------------------------------------------------------------------------------------

@@ -68,8 +68,6 @@ def test_numbers_are_those_of_a_network_put_there_by_hand():
     values, vectors = np.linalg.eigh(K)
     values = np.where(values > 1e-13 * values[-1], values, 0)
     decay = np.exp(-values * said.time)
-    left = vectors @ (decay * (vectors.T @ residual))
-    assert (left @ left) / (residual @ residual) == pytest.approx(0.5, rel=1e-6)
     shares = np.divide(1 - decay, values, out=np.zeros_like(values), where=values > 0)
     a = -vectors @ (shares * (vectors.T @ residual))
     there = copy.deepcopy(model)
@@ -79,12 +77,44 @@ def test_numbers_are_those_of_a_network_put_there_by_hand():
             rows = jacobian[name].reshape(N * 3, -1)
             parameter += (rows.T @ torch.from_numpy(a)).reshape(parameter.shape)
         change = (there(x) - begun).numpy().reshape(-1)
+    left = residual + change
+    assert (left @ left) / (residual @ residual) == pytest.approx(0.5, rel=1e-3)
+    assert said.network_loss_ratio == pytest.approx((left @ left) / (residual @ residual))
     error = np.linalg.norm(change - K @ a) / np.linalg.norm(change)
     assert said.linearization_error == pytest.approx(error, rel=1e-6)
     now, then = (torch.einsum("nmcc->nm", dense_ntk(m, x)).numpy() for m in (there, model))
     assert said.relative_kernel_change == pytest.approx(naive_relative_change(now, then), rel=1e-6)
     assert said.kernel_angle == pytest.approx(naive_angle(now, then), rel=1e-6)
     assert said.layer_angle_median > 0
+
+
+def test_where_the_network_never_gets_to_a_loss_its_lowest_is_taken():
+    """A polynomial network of small output scale; the oracle walks the same way in small steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12, **f64), nn.Tanh(), nn.Linear(12, 1, **f64))
+    x = inputs(N, 5)
+    y = 6 * inputs(N, 1, seed=5)
+    far, near = forecast(model, x, y, loss_ratios=(0.9, 1e-3)).points[::-1]
+    assert far.network_loss_ratio > 1e-3, "the test would see nothing"
+    assert near.network_loss_ratio == pytest.approx(0.9, rel=1e-3)
+    jacobian = dense_jacobian(model, x)
+    J = torch.cat([jacobian[n].reshape(N, -1) for n, _ in model.named_parameters()], dim=1)
+    with torch.no_grad():
+        residual = (model(x) - y).flatten()
+
+    def loss(time: float) -> float:
+        values, vectors = torch.linalg.eigh(J @ J.T)
+        gone = (1 - torch.exp(-values.clamp(min=0) * time)) / values
+        step = -J.T @ vectors @ (gone * (vectors.T @ residual))
+        there = copy.deepcopy(model)
+        with torch.no_grad():
+            flat = nn.utils.parameters_to_vector(there.parameters()) + step
+            nn.utils.vector_to_parameters(flat, there.parameters())
+            return float((there(x) - y).square().sum() / residual.square().sum())
+
+    assert loss(far.time) == pytest.approx(far.network_loss_ratio, rel=1e-6)
+    grid = np.geomspace(near.time / 10, 10 * far.time, 400)
+    assert far.network_loss_ratio <= min(map(loss, grid)) * 1.001
 
 
 def test_the_model_is_left_as_it_was():

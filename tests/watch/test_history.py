@@ -75,6 +75,18 @@ def test_a_history_is_read_as_it_was_written(tmp_path):
     assert (history.gaps, history.problems) == ([gap], ())
 
 
+def test_the_kind_of_a_gap_is_kept_and_a_gap_without_one_is_a_failure(tmp_path):
+    """Older versions wrote no kind, and a newer one may write others."""
+    gap = Gap(step=9, reason="NaN", kind="diverged")
+    path = _file(tmp_path, RUN, gap)
+    assert read_history(path).gaps == [gap]
+    lines = path.read_text().splitlines()
+    for kind in ({}, {"kind": "eclipsed"}):
+        older = {"record": "gap", "step": 3, "reason": "no", **kind}
+        path.write_text("\n".join([lines[0], json.dumps(older)]) + "\n")
+        assert read_history(path).gaps == [Gap(step=3, reason="no", kind="failed")]
+
+
 def test_every_line_describes_itself(tmp_path):
     path = _file(tmp_path, RUN, FULL, Gap(step=1, reason="no"))
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,6 +1,7 @@
 """Numbers beyond drift and spectrum, against numpy on kernels from plain autograd."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -226,5 +227,61 @@ def test_each_level_of_metrics_holds_the_cheaper_one():
         leaf: v for leaf, v in standard.items() if leaf not in close
     }
     only = known["full"].keys() - known["standard"].keys()
-    assert only == {"layer_target_alignment", "layer_target_alignment_z"}
+    assert only == {
+        "displacement_path",
+        "displacement_path_ratio",
+        "full_kernel_angle",
+        "full_kernel_change",
+        "layer_target_alignment",
+        "layer_target_alignment_z",
+    }
     assert {"kernel_angle", "linearization_error", "displacement"} <= known["minimal"].keys()
+
+
+def test_the_weights_path_is_the_sum_of_its_parts_and_a_straight_one_is_the_displacement():
+    torch.manual_seed(0)
+    start = Deep()
+    places = [start, moved(start, 0.1, seed=2), moved(start, 0.2, seed=3)]
+    tracker = KernelTracker(ProbeBatch(inputs(N, 4)), metrics="full")
+    seen = [tracker.observe(place, step) for step, place in enumerate(places)]
+    flat = [torch.nn.utils.parameters_to_vector(p.parameters()).detach().numpy() for p in places]
+    parts = [np.linalg.norm(b - a) for a, b in pairwise(flat)]
+    assert seen[0].displacement_path == 0
+    assert seen[1].displacement_path_ratio == pytest.approx(1, rel=1e-12)
+    assert seen[2].displacement_path == pytest.approx(sum(parts), rel=1e-12)
+    ratio = sum(parts) / np.linalg.norm(flat[2] - flat[0])
+    assert seen[2].displacement_path_ratio == pytest.approx(ratio, rel=1e-12)
+    again = tracker.observe(places[2], 2)
+    assert again.displacement_path == pytest.approx(sum(parts), rel=1e-12)
+    back = tracker.observe(places[0], 3)
+    assert "where they were" in back.left_out["displacement_path_ratio"]
+
+
+def test_the_weights_path_is_not_known_after_a_resume_nor_kept_unasked():
+    start, x = Deep(), inputs(N, 4)
+    plain = KernelTracker(ProbeBatch(x))
+    plain.observe(start, 0)
+    assert plain.observe(moved(start), 1).displacement_path is None
+    tracker = KernelTracker(ProbeBatch(x), metrics="full")
+    tracker.observe(start, 0)
+    later = KernelTracker(ProbeBatch(x), metrics="full")
+    later.resume(tracker.history, tracker.reference)
+    seen = later.observe(moved(start), 1)
+    assert "not kept" in seen.left_out["displacement_path"]
+
+
+def test_drift_between_outputs_is_that_of_the_whole_kernel(deep):
+    start, now, x, _, seen = deep
+    flat = [dense_ntk(m, x).permute(0, 2, 1, 3).reshape(N * 3, -1).numpy() for m in (now, start)]
+    change = np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+    assert seen.full_kernel_change == pytest.approx(change, rel=1e-9)
+    assert seen.full_kernel_angle == pytest.approx(naive_angle(*flat), rel=1e-7)
+    assert abs(seen.full_kernel_angle - seen.kernel_angle) > 1e-3, "the test would see nothing"
+
+
+def test_drift_between_outputs_takes_their_kernel():
+    start = Deep()
+    traced = start_and_now(
+        start, moved(start), ProbeBatch(inputs(N, 4)), metrics="full", outputs="trace"
+    )
+    assert "outputs='full'" in traced[2].left_out["full_kernel_angle"]

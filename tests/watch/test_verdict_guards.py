@@ -37,6 +37,16 @@ GUARDS = {
         history_of(RICH, gaps=(Gap(step=120, reason="out of memory."),)),
         "failed: out of memory",
     ),
+    "diverged": (
+        history_of(
+            RICH,
+            gaps=(
+                Gap(step=110, reason="no memory."),
+                Gap(step=120, reason="2 of 4 hold NaN.", kind="diverged"),
+            ),
+        ),
+        "The model diverged by step 120: 2 of 4 hold NaN",
+    ),
     "one observation": (history_of(), "only the reference"),
     "no linearization error": (
         history_of(seen(None, 0.4, 2.0, left_out={"linearization_error": "it overflows."})),
@@ -78,6 +88,7 @@ def test_an_empty_history_says_what_to_do():
         (replace(RICH, common_share=0.99, change_target_correlation=0.6), ()),
         (replace(RICH, output_change=4e-5, noise_floor={"output": 1e-6}), ()),
         (RICH, (Gap(step=99, reason="a hiccup"),)),
+        (RICH, (Gap(step=99, reason="NaN", kind="diverged"),)),
     ],
     ids=[
         "loss fell",
@@ -89,6 +100,7 @@ def test_an_empty_history_says_what_to_do():
         "a shift and the task",
         "outputs moved",
         "a gap before the end",
+        "a divergence that is over",
     ],
 )
 def test_no_guard_closes_without_its_reason(last, gaps):

@@ -306,3 +306,21 @@ def test_a_loss_is_known_by_its_module_or_function(loss, name):
 def test_a_loss_of_an_unknown_name_is_refused():
     with pytest.raises(InputError, match=r"mse.* is not known.*square-mean"):
         loss_named("mse")
+
+
+def test_the_trace_kernel_brackets_the_stable_rate():
+    """The kernel between outputs, by the same tracker, is the oracle; the factor between is C^2."""
+    probe, model = ProbeBatch(X, Y, whole_training_set=True), _net()
+    facts = training_of(
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5), loss_function="square-mean"
+    )
+    whole = KernelTracker(probe, metrics="full").observe(model, 0, training=facts)
+    traced = KernelTracker(probe, metrics="full", outputs="trace")
+    seen = traced.observe(model, 0, training=facts)
+    low, high = seen.max_stable_lr_bounds
+    assert low < whole.max_stable_lr <= high * (1 + 1e-12)
+    assert high <= C**2 * low * (1 + 1e-12)
+    assert "outputs='full'" in seen.left_out["max_stable_lr"]
+    assert whole.max_stable_lr_bounds == ()
+    values = np.linalg.eigvalsh(torch.einsum("nmcc->nm", dense_ntk(model, X)).numpy())
+    assert high == pytest.approx(2 * 1.5 / (2 / (N * C) * values[-1] / C), rel=1e-9)

@@ -9,6 +9,7 @@ from ntkwatch.errors import NtkwatchError
 from ntkwatch.jacobian.forward import check_outputs_finite, first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs
+from ntkwatch.jacobian.memory import is_out_of_memory
 from ntkwatch.jacobian.outputs import Reduction
 from ntkwatch.jacobian.structured.check import Disagrees, check_against_autograd, trust, trusted
 from ntkwatch.jacobian.structured.graph import Unstructured
@@ -68,7 +69,7 @@ def serve(
 
     Raises:
         NtkwatchError: What the model's own code or the checks before it raise.
-        OutOfMemoryError: As torch raises it; another engine would need more.
+        Exception: Where memory runs out, as torch or Python says it; other engines need more.
     """
     wanted = dict(layers)
     reasons: list[str] = []
@@ -97,9 +98,9 @@ def serve(
                 wanted = {}
             for name in blamed:
                 del wanted[name]
-        except (NtkwatchError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # whatever it is, another engine may do without
+            if isinstance(error, NtkwatchError) or is_out_of_memory(error):
+                raise
             reasons.append(f"{type(error).__name__}: {first_line(error)}")
             wanted = {}
         else:

@@ -13,6 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from ntkwatch.jacobian.inputs import dense
+from ntkwatch.jacobian.memory import is_out_of_memory
 from ntkwatch.jacobian.structured.graph import Edge, Unstructured, dtype_of, shape_of
 from ntkwatch.jacobian.structured.layout import view_of_parameter
 from ntkwatch.jacobian.structured.rules.forms import Outer, Rows
@@ -103,6 +104,8 @@ def _call(use: Use, arguments: list[Tensor | None]) -> Tensor | None:
             else:
                 results = node(*arguments)
     except (RuntimeError, TypeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
         raise Unstructured(f"{node.name()} cannot be called by itself: {error}", node) from error
     results = results if isinstance(results, tuple) else (results,)
     return results[use.slot]

@@ -1,0 +1,192 @@
+"""A training that diverges is something observed; oracle: the weights, which the test itself ruins.
+
+The same goes for the run's own folder, read back as any reader would.
+"""
+
+import json
+import math
+
+import pytest
+import torch
+from integrations.trainings import differing, lightning, loader, module, remains, seed_all, trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from ntkwatch import NTKMonitor, read_history
+from ntkwatch.__main__ import main
+from ntkwatch.watch.verdict import judge
+
+pl = lightning()
+
+
+class Ruins(pl.Callback):
+    """Sets the weights to a value after one step, and puts them back after another."""
+
+    def __init__(self, value: float, at: int, until: int = 99) -> None:
+        self.value, self.at, self.until = value, at, until
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        with torch.no_grad():
+            if trainer.global_step == self.at:
+                self.kept = [p.clone() for p in pl_module.parameters()]
+                pl_module.net.weight.fill_(self.value)
+            elif trainer.global_step == self.until:
+                for parameter, kept in zip(pl_module.parameters(), self.kept, strict=True):
+                    parameter.copy_(kept)
+
+
+def _ended(root, callbacks, **settings):
+    seed_all()
+    torch.manual_seed(0)
+    model = module(pl, nn.Linear(5, 3))
+    ended = trainer(pl, root, callbacks, **settings)
+    ended.fit(model, loader())
+    return remains(model, ended)
+
+
+def _watch(**settings):
+    return NTKMonitor(**{"every_n_train_steps": 1, "probe_size": 40, **settings})
+
+
+def _is_said(message):
+    return pytest.warns(UserWarning, match=message)
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38], ids=["nan", "inf", "outputs inf"])
+def test_a_divergence_is_observed_and_is_no_failure_of_ours(tmp_path, value, on_error):
+    watch = _watch(on_error=on_error)
+    with _is_said(r"the model diverged by step 2: .* Training goes on") as said:
+        watched = _ended(tmp_path / "watched", [Ruins(value, at=2), watch])
+    assert len([w for w in said if "ntkwatch" in str(w.message)]) == 1
+    assert [o.step for o in watch.history] == [0, 1]
+    assert [(gap.step, gap.kind) for gap in watch.history.gaps] == [(2, "diverged")]
+    assert read_history(tmp_path / "watched" / "ntk").gaps == watch.history.gaps
+    alone = _ended(tmp_path / "alone", [Ruins(value, at=2)])
+    assert differing(_without_nan(watched), _without_nan(alone)) == []
+
+
+def _without_nan(left):
+    """NaN is unlike itself; its place is what counts."""
+    if isinstance(left, torch.Tensor):
+        return torch.nan_to_num(left.double(), nan=12345.0)
+    if isinstance(left, dict):
+        return {key: _without_nan(value) for key, value in left.items()}
+    if isinstance(left, list | tuple):
+        return [_without_nan(value) for value in left]
+    return "nan" if isinstance(left, float) and math.isnan(left) else left
+
+
+def test_the_verdict_says_so_and_what_to_do(tmp_path):
+    watch = _watch()
+    with _is_said("diverged"):
+        _ended(tmp_path, [Ruins(math.nan, at=3), watch])
+    verdict = watch.verdict
+    assert verdict.label == "undetermined (diverged)"
+    assert "The model diverged by step 3: 1 of 2 parameters hold NaN" in verdict.reason
+    assert "learning rate" in verdict.next_step
+    assert verdict.step == 2
+    written = json.loads((tmp_path / "ntk" / "verdict.json").read_text())
+    assert (written["strength"], written["qualifier"]) == ("undetermined", "diverged")
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "html", "json"])
+def test_every_report_tells_of_it(tmp_path, form):
+    with _is_said("diverged"):
+        _ended(tmp_path, [Ruins(math.nan, at=3), _watch()])
+    page = tmp_path / "page"
+    assert main(["report", str(tmp_path), "--format", form, "-o", str(page)]) == 0
+    words = " ".join(page.read_text().split())
+    assert "diverged" in words
+    assert "Lower the learning rate" in words
+    if form == "json":
+        (gap,) = json.loads(words)["gaps"]
+        assert (gap["step"], gap["kind"]) == (3, "diverged")
+    else:
+        assert "the model diverged: 1 of 2 parameters hold NaN or infinity" in words
+
+
+def test_whoever_waits_for_the_strength_is_told_at_once(tmp_path):
+    told = []
+    logger = pl.loggers.TensorBoardLogger(tmp_path)
+    watch = _watch(on_verdict=lambda verdict: told.append((verdict.label, len(watch.history))))
+    with _is_said("diverged"):
+        _ended(tmp_path, [Ruins(math.nan, at=11), watch], logger=logger, max_epochs=2)
+    assert [label for label, _ in told] == ["static", "undetermined (diverged)"]
+    assert told[-1][1] == 11, "at the step itself, not at the end"
+    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0})
+    events.Reload()
+    texts = events.Tensors("ntk/verdict/text_summary")
+    assert texts[-1].tensor_proto.string_val[0].startswith(b"## undetermined (diverged)")
+    assert texts[-1].step == 10
+
+
+def test_a_training_that_recovers_is_judged_again_and_a_second_fall_is_told_again(tmp_path):
+    watch = _watch()
+    falls = [Ruins(math.nan, at=2, until=4), Ruins(math.nan, at=5)]
+    with _is_said("by step 2"), _is_said("by step 5"):
+        _ended(tmp_path, [*falls, watch])
+    assert [o.step for o in watch.history] == [0, 1, 4]
+    assert [gap.step for gap in watch.history.gaps] == [2, 5]
+    recovered = read_history(tmp_path)
+    recovered.gaps.pop()
+    assert judge(recovered).qualifier != "diverged"
+
+
+def test_a_loss_that_is_not_a_number_is_noted_where_the_weights_still_are(tmp_path):
+    class Lost(type(module(pl))):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * math.nan
+
+        def configure_gradient_clipping(self, *args, **kwargs):
+            self.zero_grad()  # as a scaler does that skips such a step
+
+    watch = _watch(on_error="raise")
+    torch.manual_seed(0)
+    model = Lost()
+    model.net = nn.Linear(5, 3)
+    trainer(pl, tmp_path, [watch]).fit(model, loader())
+    assert watch.history.gaps == []
+    assert all("training loss" in " ".join(o.notes) for o in watch.history.observations[1:])
+    assert [o.loss for o in watch.history] == [None] * 7
+
+
+def test_a_run_that_starts_from_what_is_no_number_is_not_watched(tmp_path):
+    watch = _watch()
+    model = module(pl, nn.Linear(5, 3))
+    torch.nn.init.constant_(model.net.bias, math.nan)
+    with _is_said("This run is not watched any further"):
+        trainer(pl, tmp_path, [watch]).fit(model, loader())
+    assert len(watch.history) == 0
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_a_fresh_probe_that_holds_no_numbers_is_no_divergence(tmp_path, on_error):
+    """Its outputs are not finite, and the weights are."""
+
+    class Holes(torch.utils.data.Dataset):
+        bad = False
+
+        def __len__(self):
+            return 48
+
+        def __getitem__(self, index):
+            x = torch.full((5,), math.nan if self.bad else float(index % 3))
+            return x, index % 3
+
+    class Spoils(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rows.bad = trainer.global_step == 3
+
+    rows, model = Holes(), module(pl, nn.Linear(5, 3))
+    model.val_dataloader = lambda: torch.utils.data.DataLoader(rows, batch_size=8)
+    model.validation_step = lambda batch, batch_idx: None
+    watch = _watch(resample_probe=True, on_error=on_error)
+    run = trainer(pl, tmp_path, [Spoils(), watch])
+    if on_error == "raise":
+        with pytest.raises(Exception, match="on the probe are NaN"):
+            run.fit(model, loader())
+        return
+    with _is_said("could not observe step 3"):
+        run.fit(model, loader())
+    assert [(gap.step, gap.kind) for gap in watch.history.gaps] == [(3, "failed")]
