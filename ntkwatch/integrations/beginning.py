@@ -49,12 +49,11 @@ class Beginning:
         tracker.warmup_steps = max(tracker.warmup_steps, share)
         return tracker
 
-    def tracker_of(self, earlier: EarlierPart) -> KernelTracker:
+    def tracker_of(self, earlier: EarlierPart, weights: Any = None) -> KernelTracker:
         """Return a tracker that goes on where an interrupted run stopped."""
         tracker = self.tracker(earlier.probe)
-        tracker.resume(
-            earlier.history, earlier.start, earlier.warmup, last_kernel=earlier.last_kernel
-        )
+        kept = {"last_kernel": earlier.last_kernel, "weights": weights}
+        tracker.resume(earlier.history, earlier.start, earlier.warmup, **kept)
         return tracker
 
     def let_go(self) -> None:

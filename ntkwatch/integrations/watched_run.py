@@ -110,7 +110,8 @@ class WatchedRun:
         first = losses.first if first is None else first
         folder = str(self.files.folder.resolve())
         cost = {"overhead_seconds": self._budget.spent, "elapsed_seconds": self._budget.elapsed}
-        return {"folder": folder, "loss_start": first, "losses": losses.recent, **cost}
+        more = {"losses": losses.recent, "weights": self._tracker.last_weights}
+        return {"folder": folder, "loss_start": first, **more, **cost}
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -169,7 +170,7 @@ class WatchedRun:
     def _go_on(self, earlier: EarlierPart, step: int, interrupted: dict[str, Any]) -> None:
         """Take up the history of the interrupted run."""
         self.files = earlier.files
-        self._tracker = self._beginning.tracker_of(earlier)
+        self._tracker = self._beginning.tracker_of(earlier, interrupted.get("weights"))
         first = interrupted.get("loss_start")
         self._observer.tell_start_loss(self._tracker, self.files, first)
         before = [interrupted.get(f"{key}_seconds", 0.0) for key in ("overhead", "elapsed")]

@@ -165,6 +165,11 @@ class KernelTracker:
         return None if self._seen is None else self._seen.now.kernel
 
     @property
+    def last_weights(self) -> dict[int, dict[str, Tensor]]:
+        """Weights at the last observations, by step, where their path is followed."""
+        return self._route.weights
+
+    @property
     def last_probe(self) -> ProbeBatch:
         """The probe of the last observation."""
         return self.probe if self._seen is None else self._seen.probe
@@ -281,6 +286,7 @@ class KernelTracker:
         warmup: Anchor | None = None,
         *,
         last_kernel: Tensor | None = None,
+        weights: Mapping[int, Mapping[str, Tensor]] | None = None,
     ) -> None:
         """Go on from an earlier run instead of taking a new reference.
 
@@ -289,6 +295,7 @@ class KernelTracker:
             start: Its reference.
             warmup: Its anchor at the end of the warm-up, if that was reached.
             last_kernel: Trace kernel of its last whole observation, if that was kept.
+            weights: What ``last_weights`` was then, where their path is followed.
 
         Raises:
             InputError: If the earlier run had another probe.
@@ -307,7 +314,12 @@ class KernelTracker:
             self._floors, self.loss_start = dict(last.noise_floor), last.loss_start
         last = history.last_whole
         if last is not None:
-            self._route.pass_by(Station(last.step, last_kernel, last.path_length))
+            kept = (weights or {}).get(last.step)
+            there = None
+            if kept is not None:
+                there = {name: kept[name].to(start.params[name].device) for name in kept}
+            ways = (last.path_length, there, last.displacement_path)
+            self._route.pass_by(Station(last.step, last_kernel, *ways))
 
     # One look, and what is kept of it. ------------------------------------------------------------
 

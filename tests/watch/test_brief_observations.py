@@ -72,12 +72,14 @@ def test_what_it_leaves_out_has_a_reason():
     assert brief.left_out["kernel"] == brief.left_out["layer_angle_median"] == NOT_TAKEN
 
 
-def test_the_way_leads_from_one_kernel_to_the_next():
+@pytest.mark.parametrize("metrics", ["standard", "full"])
+def test_the_way_leads_from_one_kernel_to_the_next(metrics):
     """As if nothing had been looked at in between."""
     torch.manual_seed(0)
     model = Deep()
-    with_brief = _seen(model, {0: False, 1: True, 2: False, 3: True, 4: False})
-    without = _seen(model, {0: False, 2: False, 4: False})
+    steps = {0: False, 1: True, 2: False, 3: True, 4: False}
+    with_brief = _seen(model, steps, metrics=metrics)
+    without = _seen(model, {0: False, 2: False, 4: False}, metrics=metrics)
     timeless = dict.fromkeys(TIMINGS, 0.0)
     assert [replace(o, **timeless) for o in with_brief if not o.is_brief] == [
         replace(o, **timeless) for o in without
