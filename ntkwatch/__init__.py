@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ntkwatch.errors import NtkwatchError
+    from ntkwatch.integrations.huggingface import NTKTrainerCallback
     from ntkwatch.integrations.lightning import NTKMonitor
     from ntkwatch.jacobian.cost import plan
     from ntkwatch.jacobian.engine import empirical_ntk
@@ -38,6 +39,7 @@ __all__ = [
     "KernelSpec",
     "KernelTracker",
     "NTKMonitor",
+    "NTKTrainerCallback",
     "NtkwatchError",
     "Observation",
     "ProbeBatch",
@@ -64,6 +66,7 @@ _HOMES = {
     "KernelSpec": "ntkwatch.jacobian.spec",
     "KernelTracker": "ntkwatch.watch.tracker",
     "NTKMonitor": "ntkwatch.integrations.lightning",
+    "NTKTrainerCallback": "ntkwatch.integrations.huggingface",
     "NtkwatchError": "ntkwatch.errors",
     "Observation": "ntkwatch.watch.records",
     "ProbeBatch": "ntkwatch.watch.probe",

@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from ntkwatch.errors import InputError
+from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.watch.held_out import check_held_out_metrics
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "check_held_out_named",
     "check_probe",
     "check_range",
+    "check_watching",
     "named_object",
     "resolved",
+    "tracker_settings",
 ]
 
 DRAWN = ("auto", "val", "train")  # probes that are drawn from the run's own data
@@ -48,6 +51,38 @@ def resolved(setting: Any) -> Any:
     if isinstance(setting, str) and _is_path(setting) and not setting.startswith("random:"):
         return named_object(setting)
     return setting
+
+
+def tracker_settings(**settings: Any) -> dict[str, Any]:
+    """Return a callback's settings as arguments of ``KernelTracker``: dotted paths are imported."""
+    named = ("forward", "outputs")
+    return {key: resolved(value) if key in named else value for key, value in settings.items()}
+
+
+def check_watching(
+    *, probe: Any, probe_size: int, resample_probe: bool, max_overhead: float, on_error: str
+) -> None:
+    """Refuse what no callback can do, in the words of its user's arguments.
+
+    Args:
+        probe: As given to the callback.
+        probe_size: Probe points to draw.
+        resample_probe: Whether every observation is to have a fresh probe.
+        max_overhead: Largest share of wall time.
+        on_error: "warn" or "raise".
+
+    Raises:
+        InputError: If an argument is out of range, or two do not go together.
+    """
+    check_choice("on_error", on_error, ("warn", "raise"))
+    check_probe(probe)
+    check_range("probe_size", probe_size, 2)
+    check_range("max_overhead", max_overhead, 0, 1)
+    if resample_probe and not (isinstance(probe, str) and probe in DRAWN):
+        raise InputError(
+            "resample_probe=True draws a fresh probe at every observation, and probe= names "
+            'one that is given. Use probe="auto", "val" or "train", or resample_probe=False.'
+        )
 
 
 def check_probe(probe: Any) -> None:

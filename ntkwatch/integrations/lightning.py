@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ntkwatch.errors import InputError
 from ntkwatch.integrations.arguments import (
-    DRAWN,
     check_held_out_named,
-    check_probe,
     check_range,
+    check_watching,
     resolved,
+    tracker_settings,
 )
 from ntkwatch.integrations.callback_base import CallbackBase
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
@@ -32,7 +31,6 @@ from ntkwatch.integrations.trainer_facts import (
 )
 from ntkwatch.integrations.trainer_probe import held_out_of_run, probe_of_run
 from ntkwatch.integrations.watched_run import WatchedRun
-from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.watch.history import History
 from ntkwatch.watch.schedule import Schedule
@@ -138,18 +136,16 @@ class NTKMonitor(CallbackBase):
         name: str = "ntk",
     ) -> None:
         super().__init__()
-        check_choice("on_error", on_error, ("warn", "raise"))
-        check_probe(probe)
-        check_range("probe_size", probe_size, 2)
-        check_range("max_overhead", max_overhead, 0, 1)
+        check_watching(
+            probe=probe,
+            probe_size=probe_size,
+            resample_probe=resample_probe,
+            max_overhead=max_overhead,
+            on_error=on_error,
+        )
         if every_n_train_steps is not None:
             check_range("every_n_train_steps", every_n_train_steps, 1)
         self.every_n_train_steps = every_n_train_steps
-        if resample_probe and not (isinstance(probe, str) and probe in DRAWN):
-            raise InputError(
-                "resample_probe=True draws a fresh probe at every observation, and probe= names "
-                'one that is given. Use probe="auto", "val" or "train", or resample_probe=False.'
-            )
         if held_out is not None:
             check_held_out_named(held_out, metrics)
         self.held_out = held_out
@@ -163,16 +159,16 @@ class NTKMonitor(CallbackBase):
         self._outlet_settings = OutletSettings(
             name=name, save_kernels=save_kernels, custom_scalars=custom_scalars
         )
-        self._tracker_settings: dict[str, Any] = {
-            "forward": resolved(forward),
-            "outputs": resolved(outputs),
-            "params": params,
-            "engine": engine,
-            "batchnorm": batchnorm,
-            "memory_budget": memory_budget,
-            "top_k": top_k,
-            "metrics": metrics,
-        }
+        self._tracker_settings = tracker_settings(
+            forward=forward,
+            outputs=outputs,
+            params=params,
+            engine=engine,
+            batchnorm=batchnorm,
+            memory_budget=memory_budget,
+            top_k=top_k,
+            metrics=metrics,
+        )
         self._resume_state: dict[str, Any] | None = None
         self._folder: Path | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None

@@ -17,7 +17,7 @@ from ntkwatch.watch.store import read_probe
 # Homes of the forward that a module has which defines none.
 _FORWARDLESS = ("torch.nn.modules.module", "pytorch_lightning.core.", "lightning.pytorch.core.")
 
-__all__ = ["first_loader", "held_out_of_run", "inputs_for", "probe_of_run"]
+__all__ = ["first_loader", "given_probe", "held_out_of_run", "inputs_for", "probe_of_run"]
 
 _HELD_OUT = 2000  # validation items: accuracies are then told to a percent
 
@@ -42,18 +42,18 @@ def probe_of_run(
     """
     if isinstance(probe, str) and probe in DRAWN:
         return _drawn(trainer, model, probe, size, seed=seed)
-    return _given(probe, model)
+    return given_probe(probe, model)
 
 
-def _given(probe: Any, model: nn.Module) -> ProbeBatch:
-    """The probe that a user named: a batch, a ``ProbeBatch``, a file or a dotted path."""
+def given_probe(probe: Any, model: nn.Module) -> ProbeBatch:
+    """Return the probe that a user named: a batch, a ``ProbeBatch``, a file or a dotted path."""
     if isinstance(probe, ProbeBatch):
         return probe
     if isinstance(probe, str | Path):
         if Path(probe).suffix == ".safetensors":
             return read_probe(Path(probe))
         found = named_object(str(probe))
-        return _given(found() if callable(found) else found, model)
+        return given_probe(found() if callable(found) else found, model)
     inputs, targets = split_batch(probe)
     return ProbeBatch(inputs_for(model, inputs), targets)
 
@@ -73,7 +73,7 @@ def held_out_of_run(trainer: Any, model: nn.Module, held_out: Any) -> ProbeBatch
         InputError: If there is no validation dataset to read items from.
     """
     if not isinstance(held_out, str) or held_out != "val":
-        return _given(held_out, model)
+        return given_probe(held_out, model)
     drawn = _drawn(trainer, model, "val", _HELD_OUT, seed=0)
     assert drawn is not None
     return drawn

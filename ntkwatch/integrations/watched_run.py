@@ -51,6 +51,7 @@ class WatchedRun:
         on_error: "warn" or "raise".
         on_verdict: Called with the verdict when its strength changes.
         keeps_files: Whether the folder stays after the run.
+        tell: Called with the line that says how the run ended.
 
     Attributes:
         files: The run's folder.
@@ -68,6 +69,7 @@ class WatchedRun:
         on_error: Literal["warn", "raise"],
         on_verdict: Callable[[Verdict], object] | None,
         keeps_files: bool = True,
+        tell: Callable[[str], object] = say,
     ) -> None:
         self.files = RunFiles(folder)
         self._outlet, self._schedule = outlet, schedule
@@ -76,7 +78,7 @@ class WatchedRun:
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
         self._mishaps = Mishaps(on_error)
         self._observer = Observer(outlet, self._budget, self._mishaps, on_verdict)
-        self._keeps_files = keeps_files
+        self._keeps_files, self._tell = keeps_files, tell
         self._tracker: KernelTracker | None = None
         self._beginning = Beginning()
         self._gathering: Gathering | None = None
@@ -91,6 +93,11 @@ class WatchedRun:
     def verdict(self) -> Verdict | None:
         """The verdict as of the last observation, or None."""
         return self._observer.verdict
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether it is known what to observe on."""
+        return self._tracker is not None
 
     @property
     def has_reference(self) -> bool:
@@ -246,7 +253,7 @@ class WatchedRun:
         self.history.cost = cost = self._cost()
         with self._mishaps.unwritten("the cost", FOLDER):
             self.files.append(cost)
-        say(closing_words(verdict, cost, self.files.folder if self._keeps_files else None))
+        self._tell(closing_words(verdict, cost, self.files.folder if self._keeps_files else None))
 
     def _cost(self) -> Cost:
         brief = sum(seen.is_brief for seen in self.history)

@@ -21,6 +21,7 @@ from ntkwatch.kernel.alignment import (
     target_alignment,
     target_matrix,
 )
+from ntkwatch.kernel.gram import widest_float
 
 __all__ = ["change_target_correlation", "layer_task_numbers", "task_numbers", "task_rise"]
 
@@ -89,11 +90,11 @@ def _code(outputs: Tensor, targets: Tensor | None) -> Tensor | None:
     """Targets in the form of outputs: one-hot, or the values."""
     if targets is None or len(targets) != len(outputs):
         return None
-    targets = targets.to(outputs.device)
+    place: dict[str, Any] = {"device": outputs.device, "dtype": widest_float(outputs.device)}
     if targets.is_floating_point():
-        return targets.double().view_as(outputs) if targets.numel() == outputs.numel() else None
+        return targets.to(**place).view_as(outputs) if targets.numel() == outputs.numel() else None
     known = targets.ndim == 1 and 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]
-    return functional.one_hot(targets.long(), outputs.shape[1]).double() if known else None
+    return functional.one_hot(targets.long(), outputs.shape[1]).to(**place) if known else None
 
 
 def layer_task_numbers(kernel: Kernel, targets: Tensor | None) -> dict[str, Any]:
