@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ntkwatch.jacobian.sketch import sketch_kernel
     from ntkwatch.jacobian.sketched_drift import sketched_drift
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
+    from ntkwatch.jacobian.twin import LinearizedModel
     from ntkwatch.watch.after_training import Counterfactual, counterfactual
     from ntkwatch.watch.forecast import Forecast, forecast
     from ntkwatch.watch.history import History, read_history
@@ -38,6 +39,7 @@ __all__ = [
     "KernelPlan",
     "KernelSpec",
     "KernelTracker",
+    "LinearizedModel",
     "NTKMonitor",
     "NTKTrainerCallback",
     "NtkwatchError",
@@ -65,6 +67,7 @@ _HOMES = {
     "KernelPlan": "ntkwatch.jacobian.plan",
     "KernelSpec": "ntkwatch.jacobian.spec",
     "KernelTracker": "ntkwatch.watch.tracker",
+    "LinearizedModel": "ntkwatch.jacobian.twin",
     "NTKMonitor": "ntkwatch.integrations.lightning",
     "NTKTrainerCallback": "ntkwatch.integrations.huggingface",
     "NtkwatchError": "ntkwatch.errors",

@@ -17,6 +17,7 @@ __all__ = [
     "NonFiniteError",
     "NtkwatchError",
     "OutputError",
+    "ProcessError",
     "RandomForwardError",
     "SampleCouplingError",
     "SelectionError",
@@ -79,6 +80,10 @@ class CoverageError(NtkwatchError):
 
 class ModelChangedError(NtkwatchError):
     """A measurement changed the model that it looked at."""
+
+
+class ProcessError(NtkwatchError):
+    """One of several processes that watch a training together failed, or saw something else."""
 
 
 class WeightsChangedError(ModelChangedError):

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ntkwatch.integrations.resumption import EarlierPart, take_up
+from ntkwatch.watch.decay import DecayClock
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
@@ -27,18 +29,22 @@ class Beginning:
         settings: Arguments of ``KernelTracker``.
         draw: Given a seed, returns a fresh probe for an observation; None for the same probe at
             every one.
+        decay: Counts what weight decay does, from the first step on.
+        new: Makes a tracker: ``KernelTracker``, or one that has the help of other processes.
     """
 
     step: int = 0
     total_steps: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     draw: Callable[[int], ProbeBatch | None] | None = None
+    decay: DecayClock = field(default_factory=DecayClock)
+    new: Callable[..., KernelTracker] = KernelTracker
 
-    def tracker(self, probe: ProbeBatch) -> KernelTracker:
-        """Return a tracker that has seen nothing yet."""
+    def tracker(self, probe: ProbeBatch, files: RunFiles) -> KernelTracker:
+        """Return a tracker that has seen nothing yet and keeps its anchors in a run's folder."""
         first = self.step
         words = "before the first update" if first == 0 else f"step {first}, where this fit began"
-        tracker = KernelTracker(
+        tracker = self.new(
             probe,
             reference=words,
             reference_is_start=first == 0,
@@ -47,13 +53,37 @@ class Beginning:
         )
         share = int(_WARMUP_SHARE * (self.total_steps or 0))
         tracker.warmup_steps = max(tracker.warmup_steps, share)
+        tracker.keep_anchors_on(files.anchors)
+        tracker.decay = self.decay
         return tracker
 
-    def tracker_of(self, earlier: EarlierPart, weights: Any = None) -> KernelTracker:
-        """Return a tracker that goes on where an interrupted run stopped."""
-        tracker = self.tracker(earlier.probe)
-        kept = {"last_kernel": earlier.last_kernel, "weights": weights}
-        tracker.resume(earlier.history, earlier.start, earlier.warmup, **kept)
+    def tracker_of(
+        self,
+        earlier: EarlierPart,
+        *,
+        weights: Mapping[int, Mapping[str, Tensor]] | None = None,
+        decay: Mapping[str, Any] | None = None,
+    ) -> KernelTracker:
+        """Return a tracker that goes on where an interrupted run stopped.
+
+        Args:
+            earlier: What that had seen.
+            weights: Its tracker's ``last_weights``, or None where they are not known.
+            decay: What weight decay had done by then, or None where that is not known.
+
+        Returns:
+            The tracker.
+        """
+        tracker = self.tracker(earlier.probe, earlier.files)
+        tracker.resume(
+            earlier.history,
+            earlier.start,
+            earlier.warmup,
+            last_kernel=earlier.last_kernel,
+            weights=weights,
+            kernel_at=lambda step: earlier.files.read_kernel(step, device=torch.device("cpu")),
+            decay=decay,
+        )
         return tracker
 
     def let_go(self) -> None:

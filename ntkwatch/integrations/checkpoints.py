@@ -5,6 +5,7 @@ read: an interrupted report goes on where it stopped, and a later one measures o
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,10 +34,16 @@ __all__ = ["CheckpointReading", "watch_checkpoints"]
 
 _LEDGER = "checkpoints.json"
 _LEDGER_FORM = 1
-_STALE = ("history.jsonl", "reference-warmup.safetensors", "verdict.json", "report.html")
+_STALE = (
+    "history.jsonl",
+    "angles.json",
+    "reference-warmup.safetensors",
+    "verdict.json",
+    "report.html",
+)
 
 _WARMUP_STEPS, _WARMUP_SHARE = 20, 0.01  # as where a callback watches
-_NEVER = 10**12  # steps: where a clock counts something else, the end of a warm-up is unknown
+_NEVER = math.inf  # steps: where a clock counts something else, the end of a warm-up is unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +133,7 @@ class _Run:
         """Go on with numbers measured earlier, or start in a folder where nothing is lost."""
         ledger = _read_ledger(folder / _LEDGER)
         self.files = RunFiles(folder if ledger is not None else free_folder(folder))
+        self.tracker.keep_anchors_on(self.files.anchors)
         known = {} if ledger is None else ledger
         if known.get("settings") == self.settings and self._go_on(known["measured"]):
             self._write_ledger()
@@ -134,8 +142,9 @@ class _Run:
         self._write_ledger()
         for name in _STALE:
             (self.files.folder / name).unlink(missing_ok=True)
-        for kernel in (self.files.folder / "kernels").glob("step=*.safetensors"):
-            kernel.unlink()
+        for part in ("kernels", "anchors"):
+            for file in (self.files.folder / part).glob("step=*.safetensors"):
+                file.unlink()
         if self.watched is not None:
             self._take_over(self.watched)
 
@@ -200,7 +209,15 @@ class _Run:
         observations = tuple(o for o in then if o.step in kept or o.step == start.step)
         warmup = self.files.read_anchor("warmup", device=self._device)
         last = self.files.read_kernel(observations[-1].step, device=self._device)
-        self.tracker.resume(History(then.run, observations), start, warmup, last_kernel=last)
+        seen_again = {observation.step for observation in observations}
+        angles = None if then.angles is None else then.angles.only(seen_again)
+        self.tracker.resume(
+            History(then.run, observations, angles=angles),
+            start,
+            warmup,
+            last_kernel=last,
+            kernel_at=lambda step: self.files.read_kernel(step, device=self._device),
+        )
         self.measured = kept
         self.files.rewrite(self.tracker.history)
         return True

@@ -213,6 +213,9 @@ class NTKTrainerCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Gather a probe from the batches that have passed, while the weights are as they were."""
         run, model = self._watching, whole_model(parts["model"])
+        if run is not None and parts.get("optimizer") is not None:
+            with run.harmless(state.global_step):
+                run.note_step(parts["optimizer"], 0)
         if run is None or self._passing is None:
             return
         with run.harmless(state.global_step):

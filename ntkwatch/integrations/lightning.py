@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from ntkwatch.integrations.arguments import (
@@ -18,12 +19,15 @@ from ntkwatch.integrations.arguments import (
     tracker_settings,
 )
 from ntkwatch.integrations.callback_base import CallbackBase
+from ntkwatch.integrations.crew import Crew, News
 from ntkwatch.integrations.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.trainer_facts import (
     averages_weights,
     can_watch,
+    crew_of,
     loss_of,
     may_stop_early,
+    number_of,
     place_of,
     time_left,
     total_steps,
@@ -56,6 +60,7 @@ class NTKMonitor(CallbackBase):
     kernel_scale                          natural logarithm of the scale along ``K_0``
     kernel_angle, layer_angle_median      radians between ``K`` and ``K_0``; median over layers
     linearization_error                   ``|f - f_lin| / |f - f_0|`` on the probe
+    linearization_error_decayed           past what weight decay alone did; absent without decay
     top_eigenvalue_1, effective_rank      of the trace kernel
     relative_displacement                 ``|theta - theta_0| / |theta_0|``
     target_alignment                      centred kernel-target alignment
@@ -173,6 +178,7 @@ class NTKMonitor(CallbackBase):
         self._folder: Path | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._run: WatchedRun | None = None
+        self._crew = Crew()
 
     @property
     def history(self) -> History:
@@ -208,13 +214,20 @@ class NTKMonitor(CallbackBase):
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Draw the probe, or go on where an interrupted run stopped."""
-        if self._folder is None or not trainer.is_global_zero:
+        if self._folder is None:
             return
+        raises = self.on_error == "raise"
+        self._crew = crew_of(trainer, self._tracker_settings, raises=raises)
+        with self._crew.meeting("train start", pl_module, trainer.global_step, self._news):
+            if trainer.is_global_zero:
+                self._begin(trainer, pl_module, self._folder)
+
+    def _begin(self, trainer: Any, pl_module: nn.Module, folder: Path) -> None:
         # Made only now: until here Lightning may replace the metrics that callbacks look at.
         settings = dict(self._tracker_settings)
         outlet = Outlet(trainer.loggers, trainer.callback_metrics, self._outlet_settings)
         self._run = WatchedRun(
-            self._folder,
+            folder,
             outlet,
             schedule=Schedule(self.every_n_train_steps),
             max_overhead=self.max_overhead if self.every_n_train_steps is None else None,
@@ -223,6 +236,7 @@ class NTKMonitor(CallbackBase):
             on_error=self.on_error,
             on_verdict=self.on_verdict,
             keeps_files=self._scratch is None,
+            crew=self._crew,
         )
         state, self._resume_state = self._resume_state, None
         size = self.probe_size
@@ -245,37 +259,56 @@ class NTKMonitor(CallbackBase):
         self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int
     ) -> None:
         """Take the reference at the first batch, before the first update."""
-        if self._run is None or self._run.stood_down or self._run.has_reference:
+        with self._crew.meeting("batch start", pl_module, trainer.global_step, self._news):
+            if self._run is None or self._run.stood_down or self._run.has_reference:
+                return
+            with self._run.harmless(trainer.global_step):
+                self._run.take_reference(pl_module, batch, **place_of(trainer))
+
+    def on_before_optimizer_step(
+        self, trainer: Any, pl_module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Count what weight decay does in this step, while its learning rate is the one in use."""
+        if self._run is None or self._run.stood_down:
             return
         with self._run.harmless(trainer.global_step):
-            self._run.take_reference(pl_module, batch, **place_of(trainer))
+            self._run.note_step(optimizer, number_of(optimizer, trainer))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Observe if the schedule says so and the budget allows it."""
-        if self._run is None or self._run.stood_down:
-            return
-        with self._run.harmless(trainer.global_step):
-            self._run.note_loss(loss_of(trainer, outputs))
-            self._run.observe_if_due(pl_module, **place_of(trainer))
+        with self._crew.meeting("batch end", pl_module, trainer.global_step, self._news):
+            if self._run is None or self._run.stood_down:
+                return
+            with self._run.harmless(trainer.global_step):
+                self._run.note_loss(loss_of(trainer, outputs))
+                self._run.observe_if_due(pl_module, **place_of(trainer))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make do with the rows of one epoch, where a probe is gathered: they would come again."""
-        if self._run is None or self._run.stood_down:
-            return
-        with self._run.harmless(trainer.global_step):
-            self._run.take_gathered_reference(pl_module)
+        with self._crew.meeting("epoch end", pl_module, trainer.global_step, self._news):
+            if self._run is None or self._run.stood_down:
+                return
+            with self._run.harmless(trainer.global_step):
+                self._run.take_gathered_reference(pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Observe the last step, write the verdict and the report, and say where they are."""
-        if self._run is None:
-            return
-        if not (self._run.stood_down or averages_weights(trainer)):
+        with self._crew.meeting("train end", pl_module, trainer.global_step, self._news):
+            if self._run is None:
+                return
+            if not (self._run.stood_down or averages_weights(trainer)):
+                with self._run.harmless(trainer.global_step):
+                    self._run.observe_last(pl_module, **place_of(trainer, ended=True))
             with self._run.harmless(trainer.global_step):
-                self._run.observe_last(pl_module, **place_of(trainer, ended=True))
-        with self._run.harmless(trainer.global_step):
-            self._run.finish()
+                self._run.finish()
+
+    def _news(self) -> News:
+        """What the other processes are told at the end of a meeting."""
+        if self._run is None or self._run.stood_down:
+            return News(over=True)
+        return News(has_reference=self._run.has_reference, next_step=self._run.next_step)
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Write what is known so far: a crashed run is when people look."""
@@ -290,6 +323,7 @@ class NTKMonitor(CallbackBase):
             self._let_go()
 
     def _let_go(self) -> None:
+        self._crew.leave()
         if self._run is not None:
             self._run.let_go()
         if self._scratch is not None:

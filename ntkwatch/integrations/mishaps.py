@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from ntkwatch.errors import DivergedError, NtkwatchError, WeightsChangedError
+from ntkwatch.errors import DivergedError, NtkwatchError, ProcessError, WeightsChangedError
 from ntkwatch.jacobian.memory import is_out_of_memory
 
 __all__ = ["Mishaps", "in_words", "say"]
@@ -56,8 +56,11 @@ class Mishaps:
             has_reference: Whether there is anything that later observations could be compared with.
         """
         self._in_a_row += 1
+        # Processes that remember different things of a run cannot go on together.
+        apart = isinstance(error, ProcessError)
         harmful = isinstance(error, WeightsChangedError)
-        self.stood_down = not has_reference or self._in_a_row >= _FAILURES or harmful
+        hopeless = harmful or apart or not has_reference
+        self.stood_down = hopeless or self._in_a_row >= _FAILURES
         if harmful:
             _log.error("observing step %d changed the training: %s", step, error)
         if self._in_a_row == 1 or self.stood_down:

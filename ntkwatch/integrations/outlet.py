@@ -1,6 +1,5 @@
-"""Where a watched run's numbers go: its loggers, TensorBoard, its folder."""
+"""Where a watched run's numbers go: its loggers, their dashboards, its folder."""
 
-import logging
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,17 +7,10 @@ from typing import Any
 
 import torch
 
-from ntkwatch.integrations.tensorboard import (
-    is_writer,
-    log_kernel_picture,
-    log_layout,
-    log_spectrum,
-    log_verdict,
-    scalars_of,
-)
-from ntkwatch.kernel.spectrum import eigenvalues
+from ntkwatch.integrations.actions import do_all
+from ntkwatch.integrations.dashboard import Dashboard
+from ntkwatch.integrations.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
-from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.plain import to_plain
 from ntkwatch.watch.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
@@ -26,10 +18,6 @@ from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.verdict import Verdict
 
 __all__ = ["FOLDER", "Outlet", "OutletSettings", "Trying"]
-
-_log = logging.getLogger("ntkwatch")
-
-_PICTURES = 10  # TensorBoard keeps ten images of a tag; more would drop some at random
 
 # Given what is written and where, keeps a failure to write it away from what is written next.
 Trying = Callable[[str, str], AbstractContextManager[None]]
@@ -73,18 +61,10 @@ class Outlet:
         settings: OutletSettings,
     ) -> None:
         self._loggers, self._metrics, self._settings = loggers, metrics, settings
-        self._writers: list[Any] | None = None
-        self._shown: Strength | None = None
-        self._pictures = 0
+        self._dashboard = Dashboard(
+            loggers, metrics, name=settings.name, custom_scalars=settings.custom_scalars
+        )
         self._behind = False
-
-    @property
-    def writers(self) -> list[Any]:
-        """The loggers' summary writers; asking for one makes its files, so it is done late."""
-        if self._writers is None:
-            found = [_experiment(logger) for logger in self._loggers]
-            self._writers = [writer for writer in found if is_writer(writer)]
-        return self._writers
 
     def begin(self, tracker: KernelTracker, files: RunFiles, trying: Trying = as_it_comes) -> None:
         """Write what is fixed from the reference on: run, probe, reference, chart layout."""
@@ -126,10 +106,8 @@ class Outlet:
 
     def lay_out(self, trying: Trying = as_it_comes) -> None:
         """Write TensorBoard's Custom Scalars page."""
-        if self._settings.custom_scalars:
-            with trying("the chart layout", _PAGES):
-                for writer in self.writers:
-                    log_layout(writer, self._settings.name)
+        with trying("the chart layout", _PAGES):
+            self._dashboard.lay_out()
 
     def observed(
         self,
@@ -152,23 +130,22 @@ class Outlet:
             last: Whether training is over.
         """
         x = observation.step if observation.logged_step is None else observation.logged_step
-        scalars = {
-            f"{self._settings.name}/{tag}": value
-            for tag, value in scalars_of(observation, verdict).items()
-        }
-        news, self._shown = last or verdict.strength != self._shown, verdict.strength
+        values = scalars_of(observation, verdict)
+        scalars = {f"{self._settings.name}/{tag}": value for tag, value in values.items()}
         what = f"what it saw at step {observation.step}"
         with trying(what, FOLDER):
             self.append(observation, tracker, files)
             if self._settings.save_kernels and tracker.kernel is not None:
                 files.write_kernel(observation.step, tracker.kernel.trace)
+            if tracker.history.angles is not None:
+                files.write_angles(tracker.history.angles)
         for logger in self._loggers:
             with trying(what, f"the logger {type(logger).__name__}"):
                 logger.log_metrics(scalars, step=x)
         # So that EarlyStopping and ModelCheckpoint can monitor our tags.
         self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
         with trying(what, _PAGES):
-            self._show(tracker, verdict, x, news=news)
+            do_all(self._dashboard.show(tracker, observation, verdict, values, x=x, last=last))
 
     def show_verdict(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
         """Write a verdict that no observation brought about to TensorBoard.
@@ -178,29 +155,8 @@ class Outlet:
             x: x axis.
             trying: Keeps a failure away from the training.
         """
-        self._shown = verdict.strength
         with trying("the verdict", _PAGES):
-            for writer in self.writers:
-                log_verdict(writer, f"{self._settings.name}/verdict", verdict, step=x)
-
-    def _show(self, tracker: KernelTracker, verdict: Verdict, x: int, *, news: bool) -> None:
-        name = self._settings.name
-        kernel = None if tracker.kernel is None else tracker.kernel.trace
-        reference = None if tracker.last_reference is None else tracker.last_reference.kernel
-        probe = tracker.last_probe
-        classes = probe.targets if probe.has_classes else None
-        for writer in self.writers:
-            if news:
-                log_verdict(writer, f"{name}/verdict", verdict, step=x)
-            if kernel is None or reference is None:
-                continue
-            log_spectrum(writer, f"{name}/log10_eigenvalues", eigenvalues(kernel), step=x)
-            if news and self._pictures < _PICTURES:
-                order = None if classes is None else classes.tolist()
-                log_kernel_picture(
-                    writer, f"{name}/kernel", kernel, reference, step=x, classes=order
-                )
-        self._pictures += news
+            self._dashboard.tell(verdict, x)
 
     def finish(
         self,
@@ -214,6 +170,8 @@ class Outlet:
             if self._behind:
                 self.append(tracker.history[-1], tracker, files)
             self._write_report(tracker, verdict, files)
+        with trying("the last pictures", _PAGES):
+            do_all(self._dashboard.finish(tracker, verdict))
 
     def _write_report(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
         cost = tracker.history.cost
@@ -221,12 +179,3 @@ class Outlet:
         files.write_json("verdict.json", {**verdict.to_plain(), **about})
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
         files.write_text("report.html", render_html(tracker.history, verdict, title=title))
-
-
-def _experiment(logger: Any) -> Any:
-    """What a logger writes with; some reach for a server at this moment, and may fail to."""
-    try:
-        return getattr(logger, "experiment", None)
-    except Exception as error:  # whatever it is, its scalars may still arrive
-        _log.debug("%s has no experiment: %s", type(logger).__name__, error)
-        return None

@@ -69,7 +69,8 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
     gaps = tuple(gap for gap in then.gaps if gap.step <= step)
     if len(kept) < len(then) and files is earlier:
         files.set_aside()
-    history = History(then.run, kept, gaps)
+    angles = None if then.angles is None else then.angles.only({o.step for o in kept})
+    history = History(then.run, kept, gaps, angles=angles)
     files.rewrite(history)
     start = files.read_anchor(device=device)
     warmup = files.read_anchor("warmup", device=device)

@@ -1,28 +1,20 @@
-"""What a watched run shows in TensorBoard besides scalars: pictures, a histogram, text, a layout.
+"""What only TensorBoard shows: its Custom Scalars page, margins for its charts, a histogram.
 
 Everything here is handed a summary writer (torch's, or one with its methods) and decides nothing.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ntkwatch.kernel.spectrum import rounding_floor
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.verdict import Verdict
 
-__all__ = [
-    "SCALARS",
-    "is_writer",
-    "log_kernel_picture",
-    "log_layout",
-    "log_spectrum",
-    "log_verdict",
-    "scalars_of",
-]
+__all__ = ["SCALARS", "layout_of", "log_spectrum", "margins_of", "scalars_of"]
 
 # Tag under the monitor's name -> field of the observation. See docs/metrics.md.
 SCALARS = {
@@ -34,14 +26,41 @@ SCALARS = {
     "effective_rank": "effective_rank",
     "relative_displacement": "relative_displacement",
     "target_alignment": "target_alignment",
+    "edge_of_stability": "edge_of_stability",
 }
-_DRIFT = ("linearization_error", "layer_angle_median", "kernel_angle", "relative_kernel_change")
+# The numbers that a verdict hangs on: these are shown with margins.
+_DECIDING = {
+    "linearization_error": "linearization error",
+    "layer_angle_median": "median layer angle",
+}
+_EDGES = {
+    "linearization_error": ("lazy_error", "feature_error"),
+    "layer_angle_median": ("lazy_angle", "feature_angle"),
+}
+_BAND, _INTERVAL = ("lazy_below", "features_above"), ("lo", "hi")
 
-
-def is_writer(thing: Any) -> bool:
-    """Return whether something has the methods of a summary writer that are used here."""
-    methods = ("add_custom_scalars", "add_image", "add_histogram", "add_text")
-    return all(callable(getattr(thing, method, None)) for method in methods)
+# No writer can switch smoothing off, and it would show regimes that were none.
+_REGIME, _DRIFT = "regime (set Smoothing to 0)", "drift"
+# Group -> chart -> tags under the monitor's name.
+_CURVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    _REGIME: {
+        "0 static, 1 lazy, 2 transitional, 3 features": ("strength",),
+    },
+    _DRIFT: {
+        "linearization error, weight decay followed": ("linearization_error_decayed",),
+        "angle of the kernel (rad)": ("kernel_angle",),
+        "relative change: scale and direction": ("relative_kernel_change",),
+        "scale of the kernel (natural logarithm)": ("kernel_scale",),
+    },
+    "spectrum and stability": {
+        "largest eigenvalue": ("top_eigenvalue_1",),
+        "effective rank": ("effective_rank",),
+        "alignment with the targets": ("target_alignment",),
+        "learning rate over the largest stable one": ("edge_of_stability",),
+    },
+    "parameters": {"relative displacement of the weights": ("relative_displacement",)},
+    "cost": {"share of wall time spent watching": ("overhead_share",)},
+}
 
 
 def scalars_of(observation: Observation, verdict: Verdict) -> dict[str, float]:
@@ -59,124 +78,94 @@ def scalars_of(observation: Observation, verdict: Verdict) -> dict[str, float]:
     }
     if observation.top_eigenvalues:
         values["top_eigenvalue_1"] = observation.top_eigenvalues[0]
+    # Only where weights decay; the verdict then reads this one.
+    values["linearization_error_decayed"] = observation.linearization_error_decayed
     values["strength"] = verdict.strength.rank
     values["overhead_share"] = observation.overhead_share
     return {tag: float(value) for tag, value in values.items() if value is not None}
 
 
-def log_layout(writer: Any, name: str) -> None:
-    """Write the Custom Scalars page: drift, spectrum, regime and cost in groups.
+def margins_of(observation: Observation, verdict: Verdict) -> dict[str, float]:
+    """Return what margin charts shade: bands of the verdict, and intervals over probe points.
 
     Args:
-        writer: Summary writer.
+        observation: The last observation.
+        verdict: As of it.
+
+    Returns:
+        Values by tag, for the numbers that this observation has and that its bands hold for.
+    """
+    margins: dict[str, float] = {}
+    for key, edges in _EDGES.items():
+        if getattr(observation, key) is None:
+            continue
+        if key == "linearization_error" or not observation.unjudged:
+            ends = (getattr(verdict.bands, edge) for edge in edges)
+            margins |= {f"{key}_{e}": v for e, v in zip(_BAND, ends, strict=True)}
+        if (interval := observation.intervals.get(key)) is not None:
+            margins |= {f"{key}_{e}": v for e, v in zip(_INTERVAL, interval, strict=True)}
+    return margins
+
+
+def layout_of(
+    name: str, tags: Collection[str], margins: Collection[str], *, losses: bool = False
+) -> dict[str, dict[str, list[Any]]]:
+    """Return the Custom Scalars page: charts in groups, and none that would stay empty.
+
+    Args:
         name: Prefix of the tags.
+        tags: Of the scalars that there are, without prefix.
+        margins: Of the margins that there are, without prefix.
+        losses: Whether the run logs something that is called a loss.
+
+    Returns:
+        What ``SummaryWriter.add_custom_scalars`` takes: group, chart, kind and tags.
     """
-    layout = {
-        f"NTK ({name})": {
-            "regime: 0 static, 1 lazy, 2 transitional, 3 feature-learning": [
-                "Multiline",
-                [f"{name}/strength"],
-            ],
-            "drift since start": ["Multiline", [f"{name}/{tag}" for tag in _DRIFT]],
-            "kernel scale (natural logarithm)": ["Multiline", [f"{name}/kernel_scale"]],
-            "largest eigenvalue": ["Multiline", [f"{name}/top_eigenvalue_1"]],
-            "effective rank": ["Multiline", [f"{name}/effective_rank"]],
-            "alignment with the targets": ["Multiline", [f"{name}/target_alignment"]],
-            "relative displacement of the weights": [
-                "Multiline",
-                [f"{name}/relative_displacement"],
-            ],
-            "share of wall time spent watching": ["Multiline", [f"{name}/overhead_share"]],
-        }
+    groups: dict[str, dict[str, list[Any]]] = {}
+    for group, charts in _CURVES.items():
+        found: dict[str, list[Any]] = {}
+        for title, wanted in charts.items():
+            if shown := [_only(f"{name}/{tag}") for tag in wanted if tag in tags]:
+                found[title] = ["Multiline", shown]
+        groups[group] = found
+    if losses:
+        groups[_REGIME]["every loss that this run logs"] = ["Multiline", ["(?i).*loss"]]
+    bands = _margin_charts(name, margins, _BAND, "shaded: transitional")
+    groups[_REGIME] |= bands
+    groups[_DRIFT] |= _margin_charts(name, margins, _INTERVAL, "95 % interval")
+    return {f"{name}: {group}": charts for group, charts in groups.items() if charts}
+
+
+def _only(tag: str) -> str:
+    """Tags of a multi-line chart are patterns, matched from the start of a tag."""
+    return f"{re.escape(tag)}$"
+
+
+def _margin_charts(
+    name: str, margins: Collection[str], ends: tuple[str, str], words: str
+) -> dict[str, list[Any]]:
+    return {
+        f"{title} ({words})": [
+            "Margin",
+            [f"{name}/{key}", *(f"{name}_margins/{key}_{end}" for end in ends)],
+        ]
+        for key, title in _DECIDING.items()
+        if f"{key}_{ends[0]}" in margins
     }
-    writer.add_custom_scalars(layout)
 
 
-def log_kernel_picture(
-    writer: Any,
-    tag: str,
-    kernel: Tensor,
-    reference: Tensor,
-    *,
-    step: int,
-    classes: Sequence[int] | None = None,
+def log_spectrum(
+    writer: Any, tag: str, spectrum: Tensor, *, step: int, precision: torch.dtype
 ) -> None:
-    """Write the kernel beside its change against the reference, samples ordered by class.
-
-    Args:
-        writer: Summary writer.
-        tag: Of the image.
-        kernel: Trace kernel now.
-        reference: Trace kernel at the reference.
-        step: x axis.
-        classes: Class of each sample, to order by.
-    """
-    order = np.arange(len(kernel)) if classes is None else np.argsort(classes, kind="stable")
-    now = kernel.detach().cpu().double().numpy()[np.ix_(order, order)]
-    then = reference.detach().cpu().double().numpy()[np.ix_(order, order)]
-    writer.add_image(tag, _draw_kernel(now, now - then, step), step, dataformats="HWC")
-
-
-def _draw_kernel(kernel: NDArray[np.float64], change: NDArray[np.float64], step: int) -> Any:
-    # Imported here: 0.7 s that a run without TensorBoard need not pay. Never pyplot, which would
-    # touch the user's backend.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    shown = left.imshow(kernel, cmap="viridis", interpolation="nearest")
-    left.set_title(f"kernel, step {step}")
-    figure.colorbar(shown, ax=left, shrink=0.85)
-    limit = float(np.abs(change).max()) or 1.0
-    shown = right.imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    right.set_title("change since the reference")
-    figure.colorbar(shown, ax=right, shrink=0.85)
-    for axes in (left, right):
-        axes.set_xlabel("probe point")
-        axes.set_xticks([])
-        axes.set_yticks([])
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def log_spectrum(writer: Any, tag: str, eigenvalues: Tensor, *, step: int) -> None:
     """Write the distribution of the kernel's eigenvalues as base-10 logarithms.
 
     Args:
         writer: Summary writer.
         tag: Of the histogram.
-        eigenvalues: Largest first; what is below the rounding of the largest is left out.
+        spectrum: Eigenvalues, largest first.
         step: x axis.
+        precision: Of the arithmetic that built the kernel: what it cannot tell from 0 is left out.
     """
-    floor = eigenvalues[0].abs() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
-    known = eigenvalues[eigenvalues > floor]
+    known = spectrum[spectrum > rounding_floor(spectrum, precision=precision)]
     if len(known):
         writer.add_histogram(tag, known.log10().cpu(), step)
-
-
-def log_verdict(writer: Any, tag: str, verdict: Verdict, *, step: int) -> None:
-    """Write the verdict as Markdown text.
-
-    Args:
-        writer: Summary writer.
-        tag: Of the text.
-        verdict: What to write.
-        step: x axis.
-    """
-    lines = [
-        f"## {verdict.label}",
-        "",
-        verdict.reason,
-        "",
-        *[f"- {line}" for line in verdict.evidence],
-        "",
-        f"task-aligned: **{verdict.use.task_aligned}**, "
-        f"features needed: **{verdict.use.features_needed}**",
-        "",
-        f"**Next:** {verdict.next_step}",
-        "",
-        "*Set Smoothing to 0: sparse curves are distorted by it.*",
-    ]
-    writer.add_text(tag, "\n".join(lines), step)

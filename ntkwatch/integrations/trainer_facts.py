@@ -1,28 +1,33 @@
 """What only Lightning knows about a run, read from public trainer attributes, one counter apart."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ntkwatch.errors import InputError
+from ntkwatch.integrations.crew import Crew
+from ntkwatch.watch.team import Team
 from ntkwatch.watch.training import LossFunction, Training, training_of
 
 __all__ = [
     "averages_weights",
     "can_watch",
+    "crew_of",
     "loss_of",
     "may_stop_early",
     "place_of",
-    "sharded_strategy",
+    "refused_strategy",
     "time_left",
     "total_steps",
     "training_facts",
 ]
 
 # By name, since every strategy class exists once in each of the two namespaces.
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+_SHARDED = ("FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
+_MIRRORED = "ModelParallelStrategy"
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 
 
@@ -101,6 +106,21 @@ def loss_of(trainer: Any, outputs: Any) -> Tensor | None:
     return loss if batches == 1 else loss * batches
 
 
+def number_of(optimizer: Any, trainer: Any) -> int:
+    """Return which of a run's optimizers this is.
+
+    Args:
+        optimizer: As a hook is handed it, which may be Lightning's own wrapper.
+        trainer: Lightning trainer.
+
+    Returns:
+        Its place; 0 for one that the trainer does not know.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    known = enumerate(trainer.optimizers)
+    return next((place for place, own in known if own is inner or own is optimizer), 0)
+
+
 def training_facts(
     trainer: Any, model: nn.Module, loss_function: LossFunction = "auto"
 ) -> Training:
@@ -139,35 +159,57 @@ def _samples_per_step(trainer: Any, model: Any) -> int | None:
     return int(size * trainer.accumulate_grad_batches * trainer.world_size)
 
 
-def sharded_strategy(trainer: Any) -> str | None:
-    """Return the name of the strategy if it keeps parameters in shards, else None."""
-    strategy = trainer.strategy
-    kinds = {kind.__name__ for kind in type(strategy).__mro__}
-    sharded = kinds & set(_SHARDED) or getattr(strategy, "zero_stage_3", False)
-    return type(strategy).__name__ if sharded else None
+def _kinds(trainer: Any) -> set[str]:
+    return {kind.__name__ for kind in type(trainer.strategy).__mro__}
+
+
+def crew_of(trainer: Any, settings: Mapping[str, Any], *, raises: bool) -> Crew:
+    """Return the processes of a run; every process has to ask at the same point.
+
+    Args:
+        trainer: Lightning trainer.
+        settings: Arguments of ``KernelTracker``.
+        raises: Whether failures are raised.
+
+    Returns:
+        All of them where each holds the model, or shards of it that FSDP2 made; else this one.
+    """
+    kinds = _kinds(trainer)
+    helps = "DDPStrategy" in kinds and "DeepSpeedStrategy" not in kinds
+    if trainer.world_size < 2 or not (helps or _MIRRORED in kinds):
+        return Crew()
+    team = Team.of_all(lambda: bool(trainer.received_sigterm))
+    return Crew(team, mirrors=not helps, settings=settings, raises=raises)
+
+
+def refused_strategy(trainer: Any) -> str | None:
+    """Return the name of the strategy if it keeps parameters where they cannot be read, or None."""
+    unread = _kinds(trainer) & set(_SHARDED) or getattr(trainer.strategy, "zero_stage_3", False)
+    return type(trainer.strategy).__name__ if unread else None
 
 
 def can_watch(trainer: Any, on_error: str) -> bool:
-    """Return whether the strategy keeps whole parameters; warn or raise if it does not.
+    """Return whether models can be watched under a strategy; warn or raise if they cannot.
 
     Args:
         trainer: Lightning trainer.
         on_error: "warn" or "raise".
 
     Returns:
-        True if it does.
+        True if they can.
 
     Raises:
-        InputError: If it does not and ``on_error`` is "raise"; on every process, so that none
+        InputError: If they cannot and ``on_error`` is "raise"; on every process, so that none
             waits for another.
     """
-    strategy = sharded_strategy(trainer)
+    strategy = refused_strategy(trainer)
     if strategy is None:
         return True
     message = (
-        f"{strategy} keeps parameters in shards, which this version cannot differentiate per "
-        "sample, so this run is not watched. Save full checkpoints and compare empirical_ntk of "
-        "two of them instead."
+        f"{strategy} keeps parameters in parts that cannot be differentiated per "
+        "sample, so this run is not watched. Save full checkpoints and look at them afterwards, in "
+        "one process: ntkwatch report CKPTS --model pkg.mod:Net --data pkg.mod:Data; or shard the "
+        "model by fully_shard (ModelParallelStrategy), which can be watched."
     )
     if on_error == "raise":
         raise InputError(message)

@@ -3,6 +3,7 @@
 No training framework is known here: a callback tells it where training is and hands it the model.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ntkwatch.errors import DivergedError, InputError
 from ntkwatch.integrations.beginning import Beginning, earlier_part
 from ntkwatch.integrations.closing import closing_words
+from ntkwatch.integrations.crew import Crew
 from ntkwatch.integrations.gathering import Gathering
 from ntkwatch.integrations.mishaps import Mishaps, in_words, say
 from ntkwatch.integrations.observer import Observer
@@ -37,6 +39,8 @@ _NOTHING_TO_DRAW_FROM = (
     "the first batches, or a map-style dataset."
 )
 
+_SELDOM = 50  # of the steps so far, one in so many passes before processes meet again for nothing
+
 
 class WatchedRun:
     """Watches one training run from its first batch to its end.
@@ -52,6 +56,7 @@ class WatchedRun:
         on_verdict: Called with the verdict when its strength changes.
         keeps_files: Whether the folder stays after the run.
         tell: Called with the line that says how the run ended.
+        crew: The processes of the run; by default this one alone.
 
     Attributes:
         files: The run's folder.
@@ -70,6 +75,7 @@ class WatchedRun:
         on_verdict: Callable[[Verdict], object] | None,
         keeps_files: bool = True,
         tell: Callable[[str], object] = say,
+        crew: Crew | None = None,
     ) -> None:
         self.files = RunFiles(folder)
         self._outlet, self._schedule = outlet, schedule
@@ -78,7 +84,8 @@ class WatchedRun:
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
         self._mishaps = Mishaps(on_error)
         self._observer = Observer(outlet, self._budget, self._mishaps, on_verdict)
-        self._keeps_files, self._tell = keeps_files, tell
+        self._keeps_files, self._tell, self._crew = keeps_files, tell, crew or Crew()
+        self._not_before = -math.inf
         self._tracker: KernelTracker | None = None
         self._beginning = Beginning()
         self._gathering: Gathering | None = None
@@ -109,6 +116,11 @@ class WatchedRun:
         """Whether failures have ended the watching."""
         return self._mishaps.stood_down
 
+    @property
+    def next_step(self) -> float:
+        """The first step at which an observation may be made."""
+        return max(self._schedule.next_step, self._not_before)
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on from here: plain values only."""
         if self._tracker is None or not self.has_reference:
@@ -116,9 +128,15 @@ class WatchedRun:
         losses, first = self._observer.losses, self._tracker.loss_start
         first = losses.first if first is None else first
         folder = str(self.files.folder.resolve())
-        cost = {"overhead_seconds": self._budget.spent, "elapsed_seconds": self._budget.elapsed}
-        more = {"losses": losses.recent, "weights": self._tracker.last_weights}
-        return {"folder": folder, "loss_start": first, **more, **cost}
+        seconds = {"overhead_seconds": self._budget.spent, "elapsed_seconds": self._budget.elapsed}
+        return {
+            "folder": folder,
+            "loss_start": first,
+            "losses": losses.recent,
+            "weights": self._tracker.last_weights,
+            "decay": self._beginning.decay.state(),
+            **seconds,
+        }
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -158,6 +176,7 @@ class WatchedRun:
             total_steps=total_steps,
             settings=self._tracker_settings,
             draw=draw if resample else None,
+            new=self._crew.new_tracker,
         )
         self._schedule.expect(total_steps)
         if not may_stop_early:
@@ -172,12 +191,14 @@ class WatchedRun:
             if probe is None and resample:
                 raise InputError(_NOTHING_TO_DRAW_FROM)
             if probe is not None:
-                self._tracker = self._beginning.tracker(probe)
+                self._tracker = self._beginning.tracker(probe, self.files)
 
     def _go_on(self, earlier: EarlierPart, step: int, interrupted: dict[str, Any]) -> None:
         """Take up the history of the interrupted run."""
         self.files = earlier.files
-        self._tracker = self._beginning.tracker_of(earlier, interrupted.get("weights"))
+        self._tracker = self._beginning.tracker_of(
+            earlier, weights=interrupted.get("weights"), decay=interrupted.get("decay")
+        )
         first = interrupted.get("loss_start")
         self._observer.tell_start_loss(self._tracker, self.files, first)
         before = [interrupted.get(f"{key}_seconds", 0.0) for key in ("overhead", "elapsed")]
@@ -210,7 +231,7 @@ class WatchedRun:
         if self._gathering is None:
             return
         gathering, self._gathering = self._gathering, None
-        self._tracker = self._beginning.tracker(gathering.probe())
+        self._tracker = self._beginning.tracker(gathering.probe(), self.files)
         # Where rows came from several batches, the weights have moved on since the first.
         first, state = self._beginning.step, gathering.state
         self._observe(model, first, **gathering.place, state=state, reference=True)
@@ -219,13 +240,20 @@ class WatchedRun:
         """Keep the training step's loss."""
         self._observer.losses.note(loss)
 
+    def note_step(self, optimizer: Any, number: int) -> None:
+        """Count what weight decay does in one optimizer step."""
+        self._beginning.decay.note(optimizer, number)
+
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
-        if not self.has_reference or not self._schedule.is_due(step):
+        if not self.has_reference or step < self.next_step:
             return
         kind: Kind | None = "whole" if self._promised is None else self._budget.choice(step)
         if kind is not None:
             self._observe(model, step, brief=kind == "brief", **place)
+        elif not self._crew.is_alone:
+            # Others are asked to meet again when a little more has come in, not at every step.
+            self._not_before = step + max(1, (step - self._beginning.step) // _SELDOM)
 
     def observe_last(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe the end of training, unless that was done just now."""

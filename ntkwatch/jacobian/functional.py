@@ -19,7 +19,7 @@ from ntkwatch.jacobian.inputs import Inputs, map_inputs, ordinary, to_dtype
 from ntkwatch.jacobian.parameters import clean_name, parameters_of
 from ntkwatch.kernel.gram import widest_float
 
-__all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries", "real_size"]
+__all__ = ["ModelFunction", "Params", "jacobian_dtype", "real_entries", "real_size", "slots_of"]
 
 Params = dict[str, Tensor]
 
@@ -69,7 +69,7 @@ class ModelFunction:
             for name, buffer in model.named_buffers()
         }
         self._call = _Call(model, forward if forward is not None else call_with_inputs)
-        self._slots = _slots(model)
+        self._slots = slots_of(model)
         self._copied: set[str] = set()
 
     def __call__(
@@ -205,8 +205,8 @@ def real_size(tensor: Tensor) -> int:
     return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
-def _slots(model: nn.Module) -> dict[str, str]:
-    """Every (module, attribute) that holds a tensor, once, with that tensor's clean name."""
+def slots_of(model: nn.Module) -> dict[str, str]:
+    """Return every (module, attribute) that holds a tensor, once, with that tensor's clean name."""
     names: dict[int, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         names.setdefault(id(tensor), clean_name(name))

@@ -19,7 +19,14 @@ from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import Params, real_entries
 from ntkwatch.jacobian.inputs import dense, to_dtype
 
-__all__ = ["METHODS", "Linearized", "OutputsOf", "jacobian_vector_product", "unchecked_product"]
+__all__ = [
+    "EXACT",
+    "Linearized",
+    "OutputsOf",
+    "jacobian_vector_product",
+    "linearized_outputs",
+    "unchecked_product",
+]
 
 OutputsOf = Callable[[Params], Tensor]
 
@@ -69,7 +76,7 @@ def jacobian_vector_product(
     rounding = _ROUNDING if in_float64 is not None else 10 * _ROUNDING
     # Fused attention has no forward mode and no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
-        for method, compute in _EXACT.items():
+        for method, compute in EXACT.items():
             try:
                 change = _checked(compute, outputs_of, params, tangents, rounding)
                 if change is None and in_float64 is not None:  # perhaps it was rounding
@@ -111,7 +118,26 @@ def unchecked_product(
         The derivative, of the shape of the outputs.
     """
     with sdpa_kernel(SDPBackend.MATH):
-        return _EXACT[method](outputs_of, params, tangents)
+        return EXACT[method](outputs_of, params, tangents)
+
+
+def linearized_outputs(
+    method: str, outputs_of: OutputsOf, params: Params, tangents: Params
+) -> Tensor:
+    """Return ``f(theta) + J(theta) v``, differentiable in ``v`` and not in ``theta``.
+
+    Args:
+        method: "jvp" or "double-vjp", as ``jacobian_vector_product`` found it.
+        outputs_of: The outputs as a function of parameters.
+        params: Where to linearize.
+        tangents: ``v``, which may require gradients.
+
+    Returns:
+        The outputs of the linearized model.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        outputs, change = _IN_GRAPH[method](outputs_of, params, tangents)
+    return outputs.detach() + change
 
 
 def _checked(
@@ -144,15 +170,18 @@ def _checked_difference(
     return change if gap <= _DIFFERENCE else None
 
 
-def _forward_mode(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tensor:
+def _dual(outputs_of: OutputsOf, params: Params, tangents: Params) -> tuple[Tensor, Tensor]:
+    """Outputs and ``J v`` in one forward pass, in the graph of ``v``."""
     with warnings.catch_warnings():
         # Forward mode imports torch's decompositions, which are scripted: torch's own affair.
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-        _, change, *_ = jvp(outputs_of, (params,), (tangents,))
-    return change.detach()
+        outputs, change, *_ = jvp(outputs_of, (params,), (tangents,))
+    return outputs, change
 
 
-def _double_vjp(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tensor:
+def _pulled_twice(
+    outputs_of: OutputsOf, params: Params, tangents: Params, *, create_graph: bool = True
+) -> tuple[Tensor, Tensor]:
     """``J' u`` is linear in u, so its derivative by u along v is ``J v``."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     outputs = outputs_of(leaves)
@@ -162,13 +191,24 @@ def _double_vjp(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tens
     )
     pairs = [(g, tangents[name]) for name, g in zip(leaves, pulled, strict=True) if g is not None]
     if not pairs:
-        return torch.zeros_like(outputs).detach()
-    (change,) = torch.autograd.grad([g for g, _ in pairs], u, [v for _, v in pairs])
-    return change.detach()
+        return outputs, torch.zeros_like(outputs).detach()
+    (change,) = torch.autograd.grad(
+        [g for g, _ in pairs], u, [v for _, v in pairs], create_graph=create_graph
+    )
+    return outputs.detach(), change
 
 
-_EXACT = {"jvp": _forward_mode, "double-vjp": _double_vjp}  # in the order in which they are tried
-METHODS = tuple(_EXACT)
+def _forward_mode(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tensor:
+    return _dual(outputs_of, params, tangents)[1].detach()
+
+
+def _double_vjp(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tensor:
+    return _pulled_twice(outputs_of, params, tangents, create_graph=False)[1].detach()
+
+
+# In the order in which they are tried.
+EXACT = {"jvp": _forward_mode, "double-vjp": _double_vjp}
+_IN_GRAPH = {"jvp": _dual, "double-vjp": _pulled_twice}
 
 
 def _gap_to_reverse(

@@ -11,16 +11,20 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import Node
 
 from ntkwatch.errors import CoverageError, ModelChangedError
+from ntkwatch.jacobian.exchanged import in_place_of
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.moving import set_moving
 from ntkwatch.jacobian.sharding_check import check_one_dtype
 from ntkwatch.jacobian.shards import (
     gathered_by,
     is_shard,
+    of_the_first,
     recover,
     reshard,
     sharding_modules,
@@ -57,6 +61,8 @@ class ShardedFunction(ModelFunction):
 
     Attributes:
         params: This process's shards by clean name: sizes and dtypes, no values to compute with.
+        buffers: Copies of all buffers, as the first process has them: training may have left each
+            process with its own, and all of them must see one function.
 
     Raises:
         InputError: If the parameters are of another dtype.
@@ -72,6 +78,10 @@ class ShardedFunction(ModelFunction):
         self._full_names = {
             self._slots[name]: name for name, _ in model.named_parameters() if name in self._slots
         }
+        self.buffers = of_the_first(self.buffers, self.params)
+        self._direction: Mapping[str, Tensor] = {}
+        self._given: Params = dict(in_place_of(model))
+        self.params |= {name: tensor.detach() for name, tensor in self._given.items()}
 
     @property
     def widest(self) -> torch.dtype:
@@ -149,19 +159,46 @@ class ShardedFunction(ModelFunction):
             .requires_grad_()
         )
 
+    @contextmanager
+    def along(self, direction: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the parameters move in a direction: outputs then carry their derivative along it.
+
+        Forward mode, as ``torch.autograd.forward_ad`` has it. Each module's part of the direction
+        is gathered when the module runs.
+
+        Args:
+            direction: Shards by clean name; parameters left out stand still.
+
+        Yields:
+            Nothing.
+        """
+        self._direction = direction
+        try:
+            with forward_ad.dual_level():
+                yield
+        finally:
+            self._direction = {}
+
     def _recorded(
         self, inputs: Inputs, buffers: Mapping[str, Tensor] | None
     ) -> tuple[Tensor, Params]:
         """A forward pass, and the parameters that its modules gathered, by name."""
+        present = in_place_of(self.model)
+        ours = present.keys() == self._given.keys()
+        if not (ours and all(present[name] is given for name, given in self._given.items())):
+            self._refuse()
         live: Params = {}
         versions: dict[str, int] = {}
+        stack = ExitStack()
 
         def note(*_: object) -> None:
             for name, leaf in self._present().items():
                 if name not in live:
                     live[name], versions[name] = leaf, leaf._version
+            if self._direction:
+                set_moving(stack, self.model, self._slots, self._direction)
 
-        with ExitStack() as stack:
+        with stack:
             note()
             # FSDP's own hooks come first, so each sees its module's parameters gathered.
             for module in sharding_modules(self.model).values():
@@ -236,10 +273,11 @@ class ShardedFunction(ModelFunction):
         """Do nothing: the forward pass is held not to write to parameters at each call."""
 
     def put_state(self, state: Params) -> None:
-        """Refuse other parameters; buffers may be replaced."""
-        if any(name in self.params for name in state):
-            self._refuse()
-        super().put_state(state)
+        """Use these parameters, while they stand in the place of the model's own, and buffers."""
+        for name in self.params:
+            if name in state:
+                self.params[name], self._given[name] = state[name].detach(), state[name]
+        super().put_state({name: b for name, b in state.items() if name in self.buffers})
 
     def leaf_params(self, names: list[str]) -> Params:
         """Refuse: there are leaves in a forward pass only."""

@@ -47,6 +47,11 @@ def check_sharding(
         )
     if not sharding_modules(model):
         return
+    if engine == "sketch":
+        raise CoverageError(
+            f"engine='sketch' differentiates along directions of all parameters, and those of "
+            f"{name} are sharded over processes. Use engine='structured' or 'auto'."
+        )
     if engine in ("vmap", "loop") or batchnorm == "batch":
         asked = f"engine={engine!r}" if batchnorm != "batch" else "batchnorm='batch'"
         raise CoverageError(

@@ -16,11 +16,18 @@ __all__ = [
     "gathered_by",
     "is_shard",
     "local_part",
+    "of_the_first",
     "over_processes",
+    "over_shards",
+    "part_of",
     "recover",
     "reshard",
+    "set_up",
     "sharding_modules",
     "shards_kept",
+    "units_of",
+    "whole",
+    "with_local",
 ]
 
 
@@ -37,6 +44,73 @@ def is_shard(tensor: Tensor) -> bool:
 def local_part(tensor: Any) -> Tensor:
     """Return the entries that this process holds: all of them, of an ordinary tensor."""
     return tensor.to_local() if is_shard(tensor) else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """Return all entries of a tensor, gathered for the moment; every process must ask for them."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor
+
+
+def with_local(shard: Any, local: Tensor) -> Tensor:
+    """Return other entries in the layout of a shard; of an ordinary tensor, the entries."""
+    if not is_shard(shard):
+        return local
+    layout = {"shape": shard.shape, "stride": shard.stride()}
+    return type(shard).from_local(
+        local, shard.device_mesh, shard.placements, run_check=False, **layout
+    )
+
+
+def part_of(tensor: Tensor, shard: Any) -> Tensor:
+    """Return the entries of a whole tensor that this process holds in the layout of a shard."""
+    for axis, dim in _shard_axes(shard):
+        parts = tensor.chunk(shard.device_mesh.size(axis), dim)
+        place = shard.device_mesh.get_local_rank(axis)
+        # Where there are fewer rows than processes, the last ones have none.
+        tensor = parts[place] if place < len(parts) else tensor.narrow(dim, 0, 0)
+    return tensor
+
+
+def over_shards(numbers: Tensor, like: Any) -> Tensor:
+    """Return numbers of one process's entries added up over the processes that hold the others.
+
+    Args:
+        numbers: Sums over the entries of this process's shards.
+        like: One of these shards; all of one layout. Copies of a shard count once.
+
+    Returns:
+        The sums, the same in each process.
+    """
+    for axis, _ in _shard_axes(like):
+        torch.distributed.all_reduce(numbers, group=like.device_mesh.get_group(axis))
+    return numbers
+
+
+def _shard_axes(shard: Any) -> list[tuple[int, int]]:
+    """The mesh axes over which a tensor is spread, with the dimension that is cut there."""
+    if not is_shard(shard):
+        return []
+    return [(axis, p.dim) for axis, p in enumerate(shard.placements) if p.is_shard()]
+
+
+def of_the_first(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return tensors as the first process has them, which others may have in their own way.
+
+    Args:
+        tensors: By name; they are written to.
+        parameters: Some of them shards, which tell the processes; or none.
+
+    Returns:
+        The tensors.
+    """
+    meshes = {p.device_mesh: None for p in parameters.values() if is_shard(p)}
+    for mesh in meshes:
+        for axis in range(mesh.ndim):
+            group = mesh.get_group(axis)
+            first = torch.distributed.get_global_rank(group, 0)
+            for tensor in tensors.values():
+                torch.distributed.broadcast(tensor, first, group=group)
+    return dict(tensors)
 
 
 def over_processes(numbers: Tensor, parameters: Mapping[str, Any]) -> Tensor:
@@ -81,10 +155,26 @@ def gathered_by(model: nn.Module, name: str) -> tuple[str, Any]:
     return found
 
 
+def units_of(model: nn.Module) -> list[Any]:
+    """Return what FSDP keeps of each parameter that it shards."""
+    groups = [group for m in sharding_modules(model).values() for group in _groups(m)]
+    return list({id(u): u for group in groups for u in group.fsdp_params}.values())
+
+
 def reshard(model: nn.Module) -> None:
     """Free what is gathered: each process holds its shards alone again."""
     for module in sharding_modules(model).values():
         module.reshard()
+
+
+def set_up(model: nn.Module) -> None:
+    """Let FSDP make its own arrangements, which it puts off until a model first runs.
+
+    Made during a measurement, its hooks would be taken for the measurement's and removed; and a
+    part of the model that runs before the whole would count as the root for good.
+    """
+    for module in _outermost(model):
+        _do(module._get_fsdp_state(), "_lazy_init")
 
 
 def recover(model: nn.Module) -> None:
@@ -112,9 +202,7 @@ def shards_kept(model: nn.Module) -> Iterator[None]:
     """
     groups = [group for m in sharding_modules(model).values() for group in _groups(m)]
     waiting = [group.reduce_grads for group in groups]
-    for module in _outermost(model):
-        # Else a part of the model that runs before the whole would count as the root for good.
-        _do(module._get_fsdp_state(), "_lazy_init")
+    set_up(model)
     try:
         # The backward passes of a measurement would reduce gradients of accumulated batches early.
         for group in groups:

@@ -17,7 +17,7 @@ from ntkwatch.errors import ModelChangedError, WeightsChangedError
 from ntkwatch.jacobian.attributes import kept_attributes
 from ntkwatch.jacobian.checksum import Checksum
 from ntkwatch.jacobian.quiet import quiet_torch
-from ntkwatch.jacobian.shards import reshard, shards_kept
+from ntkwatch.jacobian.shards import reshard, set_up, shards_kept
 
 __all__ = ["kept_random_streams", "undisturbed"]
 
@@ -41,6 +41,7 @@ def undisturbed(
         ModelChangedError: If a parameter was written to all the same; a ``WeightsChangedError`` if
             weights or buffers were changed.
     """
+    set_up(model)
     reshard(model)  # whose parameters are then the same objects before and after
     # A parameter made in inference mode has no version; its copies are used throughout.
     before = [(n, p, p._version) for n, p in model.named_parameters() if not p.is_inference()]

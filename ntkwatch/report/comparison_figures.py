@@ -30,6 +30,8 @@ def comparison_drawings(runs: Sequence[Run]) -> list[Drawing]:
     if not runs:
         return []
     bands = runs[0][2].bands
+    # As verdicts do: past what weight decay alone did.
+    runs = [(name, _past_decay(history), verdict) for name, history, verdict in runs]
     drawings = [
         _shared(runs, "linearization_error", bands, log=True),
         _shared(runs, "layer_angle_median", bands, log=True),
@@ -43,6 +45,10 @@ def comparison_drawings(runs: Sequence[Run]) -> list[Drawing]:
         _shared(runs, "effective_rank", bands),
     ]
     return [drawing for drawing in drawings if drawing is not None]
+
+
+def _past_decay(history: History) -> History:
+    return History(history.run, tuple(observation.past_decay() for observation in history))
 
 
 def _shared(runs: Sequence[Run], key: str, bands: Bands, *, log: bool = False) -> Drawing | None:

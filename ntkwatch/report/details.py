@@ -39,6 +39,18 @@ _DETAILS = (
         "The same without the mean over probe points, which a common shift would be.",
     ),
     (
+        "linearization_error_decayed",
+        "linearization error, weight decay followed",
+        _FLOAT,
+        "Around the start as weight decay alone would have left it: what the verdict reads.",
+    ),
+    (
+        "decayed_norm_ratio",
+        "norm that weight decay alone leaves",
+        _FLOAT,
+        "Of the weights at the start, as a share of theirs.",
+    ),
+    (
         "common_share",
         "outputs' change common to all samples",
         _FLOAT,

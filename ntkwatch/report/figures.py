@@ -10,6 +10,7 @@ from ntkwatch.report.colours import COLOURS, DASHES
 from ntkwatch.report.columns import BY_KEY, value_of
 from ntkwatch.report.curve import Curve, Point
 from ntkwatch.report.drawing import Axis, Drawing, draw
+from ntkwatch.report.heatmap import timeline_drawings
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.verdict import Bands, Verdict
@@ -37,6 +38,7 @@ def run_drawings(history: History, verdict: Verdict) -> list[Drawing]:
     drawings = [
         _error(history, bands),
         _angles(history, bands),
+        *timeline_drawings(verdict),
         _kernel(history),
         _eigenvalues(history),
         _displacement(history),
@@ -55,6 +57,15 @@ def _error(history: History, bands: Bands) -> Drawing | None:
     return draw(
         [
             Curve(name="since the start", points=points(history, key)),
+            Curve(
+                name="since the start, weight decay followed",
+                points=points_of(
+                    history,
+                    lambda o: o.linearization_error_decayed,
+                    interval=lambda o: o.intervals.get("linearization_error_decayed"),
+                ),
+                colour=COLOURS[2],
+            ),
             *_since_warmup(history, key),
         ],
         Axis(title=axis_title(key), log=True, edges=edges_of(key, bands)),

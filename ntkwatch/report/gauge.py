@@ -59,11 +59,15 @@ def gauges(last: Observation, bands: Bands) -> tuple[Gauge, ...]:
 
 def _gauge(last: Observation, key: str, bands: Bands) -> Gauge:
     column, edges = BY_KEY[key], edges_of(key, bands)
+    followed = key == "linearization_error" and last.linearization_error_decayed is not None
+    last = last.past_decay()
     value: float | None = getattr(last, key)
     interval = last.intervals.get(key)
     low, high = edges if edges is not None else (math.nan, math.nan)
     said = with_interval(value, interval)
-    second = last.since_warmup
+    if followed:
+        said += ", weight decay followed"
+    second = None if last.since_warmup is None else last.since_warmup.past_decay()
     later: float | None = None if second is None else getattr(second, key)
     reason = "" if value is not None else last.left_out.get(key, "no reason was recorded")
     at = None if value is None else _position(value, low, high)

@@ -23,6 +23,7 @@ from ntkwatch.report.drawing import Drawing
 from ntkwatch.report.figures import run_drawings
 from ntkwatch.report.gauge import gauges
 from ntkwatch.report.matching import Clock
+from ntkwatch.report.since_rows import ANCHOR_HEAD, LAYER_HEAD, anchor_rows, layer_rows
 from ntkwatch.report.words import clean, counted, duration, number
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Strength, Verdict
@@ -67,8 +68,18 @@ def render_html(history: History, verdict: Verdict, *, title: str) -> str:
         thresholds=[
             (title_of(key), f"{edge:g}") for key, edge in dataclasses.asdict(verdict.bands).items()
         ],
+        since=_since(verdict),
         has_intervals=any(observation.intervals for observation in history),
     )
+
+
+def _since(verdict: Verdict) -> list[tuple[Sequence[str], Sequence[Sequence[str]]]]:
+    """The tables of the timeline, with their heads."""
+    timeline = verdict.timeline
+    if timeline is None or not timeline.errors:
+        return []
+    layers = layer_rows(timeline)
+    return [(ANCHOR_HEAD, anchor_rows(timeline)), *([(LAYER_HEAD, layers)] if layers else [])]
 
 
 def render_comparison_html(

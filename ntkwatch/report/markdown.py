@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ntkwatch.report.columns import value_of
 from ntkwatch.report.core import Summary, summarise
+from ntkwatch.report.since_rows import ANCHOR_HEAD, LAYER_HEAD, anchor_rows, layer_rows
 from ntkwatch.report.words import MISSING, Number, clean, counted, duration, number
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Verdict
@@ -45,6 +46,7 @@ def render_markdown(history: History, verdict: Verdict, *, title: str) -> str:
         escape(verdict.next_step),
         *_numbers(summary),
         *_details(summary),
+        *_timeline(verdict),
         *_layers(summary),
         *_left_out(summary),
         "## Settings",
@@ -114,6 +116,19 @@ def _details(summary: Summary) -> list[str]:
     return [
         "## Further numbers of the last observation",
         table(("number", "value", "read it as"), rows, "lll"),
+    ]
+
+
+def _timeline(verdict: Verdict) -> list[str]:
+    timeline = verdict.timeline
+    if timeline is None or not timeline.errors:
+        return []
+    layers = [(escape(name), step) for name, step in layer_rows(timeline)]
+    return [
+        "## When features formed",
+        escape(f"{timeline.sentence[:1].upper()}{timeline.sentence[1:]}."),
+        table(ANCHOR_HEAD, anchor_rows(timeline), "rrr"),
+        table(LAYER_HEAD, layers, "lr") if layers else "",
     ]
 
 

@@ -122,7 +122,7 @@ def _fall(history: History, by: Clock) -> _Fall:
     for observation in history:
         loss = observation.loss_ratio if by == "ratio" else observation.loss
         if loss is not None and loss > 0 and (not records or loss < records[-1][0]):
-            records.append((loss, observation))
+            records.append((loss, observation.past_decay()))
     return records
 
 

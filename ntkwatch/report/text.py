@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ntkwatch.report.columns import Column, value_of
 from ntkwatch.report.core import Summary, summarise
 from ntkwatch.report.page import ANSI, Page
+from ntkwatch.report.since_rows import ANCHOR_HEAD, anchor_rows, layer_rows
 from ntkwatch.report.words import MISSING, clean, counted, duration, number, shorten
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation
@@ -55,6 +56,7 @@ def render_text(
     page.prose(verdict.next_step)
     _numbers(page, history, summary)
     _details(page, summary)
+    _timeline(page, verdict)
     _layers(page, summary)
     _left_out(page, summary)
     return page.text()
@@ -139,6 +141,22 @@ def _details(page: Page, summary: Summary) -> None:
     page.section("Further numbers of the last observation")
     for row in summary.details:
         page.prose(f"{row.title}: {row.value}", "  - ", "    ")
+
+
+def _timeline(page: Page, verdict: Verdict) -> None:
+    timeline = verdict.timeline
+    if timeline is None or not timeline.errors:
+        return
+    page.section("When features formed")
+    page.prose(f"{timeline.sentence[:1].upper()}{timeline.sentence[1:]}.")
+    rows = [ANCHOR_HEAD, *anchor_rows(timeline)]
+    columns = [_column(list(cells)) for cells in zip(*rows, strict=True)]
+    for cells in zip(*columns, strict=True):
+        page.line("  " + "  ".join(cells))
+    listed = layer_rows(timeline)
+    for name, step in listed[:_SHOWN]:
+        page.prose(f"{name}: kept its shape since step {step}", "  - ", "    ")
+    _and_more(page, len(listed), "layers")
 
 
 # Layers, and what is not there. -------------------------------------------------------------------

@@ -23,6 +23,7 @@ class Anchor:
         layers: Its parts by layer.
         full: Kernel between outputs, too, (N, N, C, C), where numbers are wanted that take it.
         sketch: Of the kernel, where one was taken in its place.
+        clock: What ``DecayClock.reading`` gave then; None where it is not known.
     """
 
     step: int
@@ -33,3 +34,14 @@ class Anchor:
     layers: Params = field(default_factory=dict)
     full: Tensor | None = None
     sketch: KernelSketch | None = None
+    clock: dict[str, float] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its tensors take."""
+        groups = (self.params, self.buffers, self.layers)
+        tensors = [tensor for group in groups for tensor in group.values()]
+        kernels = [self.outputs, self.kernel, self.full]
+        if self.sketch is not None:
+            kernels += [self.sketch.gram, self.sketch.images, *self.sketch.layers.values()]
+        return sum(tensor.nbytes for tensor in (*tensors, *kernels) if tensor is not None)

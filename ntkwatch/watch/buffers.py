@@ -16,7 +16,7 @@ from ntkwatch.jacobian.batchnorm import batch_statistics, unread_buffers
 from ntkwatch.kernel.gram import check_finite
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.kernel_drift import kernel_drift
-from ntkwatch.watch.measure import Measurement, Settings, linearized_function
+from ntkwatch.watch.measure import Measurement, Settings, kernel_of, linearized_function
 from ntkwatch.watch.records import Reading
 from ntkwatch.watch.sketching import take_sketch
 
@@ -107,8 +107,7 @@ def _with_buffers_of(anchor: Anchor, now: Measurement, settings: Settings) -> Me
     """The same look with the kernel, or its sketch, that the anchor's buffers give."""
     problem = now.problem.with_buffers(anchor.buffers)
     if now.sketch is None:
-        assert settings.engine != "sketch"
-        kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
+        kernel = kernel_of(problem, settings)
         check_finite(kernel.matrix)
         return replace(now, kernel=kernel)
     sketch = take_sketch(

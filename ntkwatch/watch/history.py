@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkwatch.errors import HistoryError
+from ntkwatch.watch.angles import ANGLES_FILE, KernelAngles, angles_from_plain
 from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.plain import (
     cost_from_plain,
@@ -37,6 +38,7 @@ class History:
         cost: What watching took, once training is over.
         problems: What was wrong with the file this history was read from, in words.
         path: That file.
+        angles: Between the kernels that were kept, or None where they are not known.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class History:
         cost: Cost | None = None,
         problems: tuple[str, ...] = (),
         path: Path | None = None,
+        angles: KernelAngles | None = None,
     ) -> None:
         self.run = run if run is not None else RunInfo()
         self.gaps, self.cost = list(gaps), cost
         self.problems = problems
         self.path = path
+        self.angles = angles
         self._by_step: dict[int, Observation] = {}
         for observation in observations:
             self.add(observation)
@@ -70,6 +74,7 @@ class History:
         self._by_step.clear()
         self.gaps.clear()
         self.cost = None
+        self.angles = None
 
     @property
     def observations(self) -> tuple[Observation, ...]:
@@ -218,8 +223,19 @@ def read_history(run: str | Path) -> History:
         # Without it nobody knows what the reference was, so no verdict may rest on it.
         info = RunInfo(reference="unknown", reference_is_start=False)
         problems.append(f"{path.name} has no line that describes the run: settings are unknown")
+    angles = _read_angles(path.with_name(ANGLES_FILE), problems)
     rest: dict[str, Any] = {"cost": cost, "problems": tuple(problems), "path": path}
-    return History(info, tuple(observations), tuple(gaps), **rest)
+    return History(info, tuple(observations), tuple(gaps), angles=angles, **rest)
+
+
+def _read_angles(path: Path, problems: list[str]) -> KernelAngles | None:
+    if not path.is_file():
+        return None
+    try:
+        return angles_from_plain(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read and was left out: {error}")
+        return None
 
 
 def _gap(plain: dict[str, Any]) -> Gap:

@@ -28,7 +28,7 @@ from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.measure import Measurement
 from ntkwatch.watch.sketching import sketch_drift
 
-__all__ = ["finite_intervals", "kernel_drift"]
+__all__ = ["finite_intervals", "kernel_drift", "layer_angles"]
 
 # Off-diagonals below this share of the kernel are noise (whitened inputs).
 _OFFDIAG_SHARE = 0.05
@@ -60,7 +60,7 @@ def kernel_drift(
     if now.kernel is None or anchor.kernel is None:
         return {}
     values: dict[str, Any] = _whole_drift(now.kernel.trace, anchor.kernel, left_out)
-    angles, values["layer_angle_median"] = _layer_angles(now, anchor, left_out)
+    angles, values["layer_angle_median"] = layer_angles(now, anchor, left_out)
     intervals = {}
     if weights is not None and values.get("kernel_angle") is not None:
         intervals = _kernel_intervals(now, anchor, weights, angles)
@@ -130,10 +130,19 @@ def _overlaps(
     }
 
 
-def _layer_angles(
+def layer_angles(
     now: Measurement, anchor: Anchor, left_out: dict[str, str]
 ) -> tuple[dict[str, float | None], float | None]:
-    """Angle per layer, and the median over layers with a matrix or convolution weight."""
+    """Return the angle per layer, and the median over layers with a matrix or convolution weight.
+
+    Args:
+        now: The present look at the model, with a kernel.
+        anchor: What is compared with, with its kernel by layer.
+        left_out: Takes the reasons for angles that are not defined.
+
+    Returns:
+        Radians by layer, None where its part is zero, and their median, or None.
+    """
     assert now.kernel is not None
     angles: dict[str, float | None] = {}
     for layer, part in now.kernel.layers.items():

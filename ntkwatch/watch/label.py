@@ -13,7 +13,9 @@ def label_reading(
     """Apply the bands to one reading: label, qualifier, and the comparison that decided."""
     # What moving buffers did to the kernel decides nothing: it is no feature learning.
     own_part = " (moving buffers put back)" if reading.parameters_only is not None else ""
-    reading = reading.of_parameters()
+    # And weights that decay alone moved are no sign of features either.
+    around = ", around the start as weight decay alone leaves it," if _decays(reading) else ""
+    reading = reading.of_parameters().past_decay()
     error, angle, change = (
         reading.linearization_error,
         reading.layer_angle_median,
@@ -28,7 +30,7 @@ def label_reading(
         )
     by_angle: Strength | None
     by_error = band_of_error(error, _error_floor(reading, floors), bands)
-    said = f"the linearization error is {number(error)}, {place(by_error)}"
+    said = f"the linearization error{around} is {number(error)}, {place(by_error)}"
     if angle is None:
         reason = reading.left_out.get("layer_angle_median", "it was not measured")
         by_angle = None
@@ -65,6 +67,10 @@ def label_reading(
     if kept_shape and grew and by_error in (Strength.STATIC, Strength.LAZY):
         return Strength.LAZY, "kernel rescaled", f"{said}, while the kernel changed its scale"
     return by_error, "borderline" if edges == 1 else None, said
+
+
+def _decays(reading: Reading) -> bool:
+    return reading.linearization_error_decayed is not None
 
 
 def _estimated(reading: Reading) -> str:

@@ -5,6 +5,7 @@ What is measured here stands for itself; comparing it with a reference is anothe
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "Metrics",
     "Settings",
     "WatchEngine",
+    "kernel_of",
     "linearized_function",
     "measure",
 ]
@@ -63,6 +65,7 @@ class Settings:
         keeps_full: Whether anchors keep the kernel between outputs, too.
         no_kernel: Why there is no kernel, as found at the reference; or None.
         coupled: Whether that is because samples depend on each other.
+        helpers: Computes a problem's kernel together with other processes, or None.
     """
 
     names: tuple[str, ...]
@@ -78,6 +81,7 @@ class Settings:
     keeps_full: bool = False
     no_kernel: str | None = None
     coupled: bool = False
+    helpers: Callable[..., Kernel] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +191,7 @@ def _kernel_or_sketch(problem: Problem, settings: Settings, *, first: bool) -> d
         if why is None:
             why = _why_to_sketch(problem, settings)
         if why is None and settings.engine != "sketch":
-            kernel = problem.kernel(engine=settings.engine, budget=settings.budget)
+            kernel = kernel_of(problem, settings)
             check_finite(kernel.matrix)
             return {"kernel": kernel}
     except RandomForwardError:
@@ -195,9 +199,34 @@ def _kernel_or_sketch(problem: Problem, settings: Settings, *, first: bool) -> d
     except (SampleCouplingError, CoverageError) as error:
         why, coupled = str(error), isinstance(error, SampleCouplingError)
     sketch = None
-    if settings.engine in _SKETCHING:
+    # A sketch puts other weights in the place of shards than those, which cannot be.
+    if settings.engine in _SKETCHING and problem.function.replaceable:
         sketch = take_sketch(problem, settings.outputs, coupled=coupled, budget=settings.budget)
     return {"kernel": None, "sketch": sketch, "left_out": {"kernel": why}}
+
+
+def kernel_of(
+    problem: Problem,
+    settings: Settings,
+    *,
+    budget: int | None = None,
+    order: Tensor | None = None,
+) -> Kernel:
+    """Return the kernel of a problem, with the help of other processes where there is any.
+
+    Args:
+        problem: Model and probe.
+        settings: Of the run.
+        budget: Bytes; by default those of the settings.
+        order: Of the samples.
+
+    Returns:
+        The kernel.
+    """
+    assert settings.engine != "sketch"
+    compute = problem.kernel if settings.helpers is None else partial(settings.helpers, problem)
+    budget = settings.budget if budget is None else budget
+    return compute(engine=settings.engine, budget=budget, order=order)
 
 
 def _why_to_sketch(problem: Problem, settings: Settings) -> str | None:

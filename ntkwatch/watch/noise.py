@@ -1,14 +1,13 @@
-"""What the numbers read when nothing changed but rounding: below that, nothing is said of a drift.
-
-Measured once, at the reference.
-"""
+"""What the numbers of a run read when nothing changed but rounding."""
 
 import torch
 from torch import Tensor
 
+from ntkwatch.jacobian.exchanged import put_in_place
 from ntkwatch.jacobian.functional import Params
 from ntkwatch.jacobian.inputs import take
 from ntkwatch.jacobian.problem import Problem
+from ntkwatch.jacobian.shards import local_part, part_of, with_local
 from ntkwatch.jacobian.spec import Kernel
 from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
 from ntkwatch.watch.measure import Measurement, Settings, linearized_function
@@ -37,7 +36,15 @@ def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
     order = torch.arange(len(measured.outputs))
     if measured.kernel is not None:  # coupled samples may depend on their order, too
         order = order.flip(0)
-    problem = measured.problem.at(_last_places_moved(measured.problem.function.params))
+    state = _last_places_moved(measured.problem.function.params)
+    with put_in_place(measured.problem.function.model, state):
+        return _floor_at(measured.problem.at(state), measured, settings, order)
+
+
+def _floor_at(
+    problem: Problem, measured: Measurement, settings: Settings, order: Tensor
+) -> dict[str, float]:
+    """What the numbers read at weights that differ by rounding, on the samples in another order."""
     reverse = take(problem.inputs, order)
     with torch.no_grad():
         outputs = linearized_function(problem, settings.moving, inputs=reverse)({})
@@ -64,6 +71,7 @@ def _kernel_floors(
     # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
     budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes // every))
     assert settings.engine != "sketch"
+    # Where several processes share kernels, this part of one is not worth what they would exchange.
     again = problem.kernel(engine=settings.engine, budget=budget, order=some, checked=True)
     floors: dict[str, Tensor] = {}
     then = kernel.trace[rows][:, rows]
@@ -89,5 +97,6 @@ def _last_places_moved(params: Params) -> Params:
         if tensor.is_floating_point():
             noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
             factor = 1 + torch.finfo(tensor.dtype).eps * noise
-            moved[name] = tensor * factor.to(tensor)
+            own = local_part(tensor)
+            moved[name] = with_local(tensor, own * part_of(factor, tensor).to(own))
     return moved

@@ -43,7 +43,7 @@ def observation_of(
         left_out.update(dict.fromkeys(_WAY, "every observation has a probe of its own"))
     observation = Observation(
         **{f.name: getattr(reading, f.name) for f in fields(Reading) if f.name != "left_out"},
-        left_out={**reading.left_out, **left_out},
+        left_out={**reading.left_out, **left_out, **seen.since.left_out},
         step=step,
         probe_size=len(course.probe),
         probe_fingerprint=course.probe.fingerprint() if resampled else None,
@@ -51,6 +51,8 @@ def observation_of(
         training=course.now.to_plain(),
         noise_floor=seen.floors,
         since_warmup=seen.since_warmup,
+        since=seen.since.errors,
+        since_layer_angle=seen.since.angles,
         batchnorm=spec.batchnorm,
         notes=notes_on(seen.now, seen.settings),
         seconds=0.0,

@@ -66,7 +66,11 @@ class Reading:
         linearization_error: ``|f - f_lin| / |f - f_0|`` on the probe, no unit, in [0, inf).
         linearization_error_centred: The same once the mean over probe points of each output is
             taken off both: without what a shift common to all samples makes of it.
-        linearization_method: "jvp", "double-vjp" or "finite-difference".
+        linearization_error_decayed: The same around ``c theta_0`` instead, ``c`` what weight decay
+            alone would have left of ``theta_0``; None where nothing decayed or it is not known.
+        decayed_norm_ratio: ``|c theta_0|_2 / |theta_0|_2``, no unit; None likewise.
+        output_change_decayed: ``output_change`` from ``f(c theta_0)`` instead; None likewise.
+        linearization_method: "jvp", "double-vjp", "vjp-rows" or "finite-difference".
         output_change: Root mean square of ``f - f_0`` over probe points and outputs, with ``f``,
             here and in the linearization error, of the present parameters and the anchor's buffers.
         common_share: Part of its square that is one shift of all probe points, in [0, 1]: what a
@@ -107,6 +111,9 @@ class Reading:
     layer_angle_median: float | None = None
     linearization_error: float | None = None
     linearization_error_centred: float | None = None
+    linearization_error_decayed: float | None = None
+    decayed_norm_ratio: float | None = None
+    output_change_decayed: float | None = None
     linearization_method: str | None = None
     output_change: float | None = None
     common_share: float | None = None
@@ -124,6 +131,20 @@ class Reading:
     unjudged: str | None = None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def past_decay(self) -> Self:
+        """Return this reading with the error around the decayed anchor, where there is one."""
+        if self.linearization_error_decayed is None:
+            return self
+        kept = {key: pair for key, pair in self.intervals.items() if key != "linearization_error"}
+        if "linearization_error_decayed" in kept:
+            kept["linearization_error"] = kept["linearization_error_decayed"]
+        return dataclasses.replace(
+            self,
+            linearization_error=self.linearization_error_decayed,
+            output_change=self.output_change_decayed,
+            intervals=kept,
+        )
 
     def of_parameters(self) -> Self:
         """Return this reading with the parameters' part of the drift in place of all of it."""
@@ -202,6 +223,9 @@ class Observation(Reading):
         noise_floor: Per key, what the number reads when nothing changed but the arithmetic's
             order; "output" is the root mean square change of the outputs.
         since_warmup: The same network read from the end of its warm-up, once that is over.
+        since: Linearization error from each further anchor, by the anchor's step as text; around
+            the decayed anchor where weights decayed.
+        since_layer_angle: Median layer angle from each of them, radians.
         batchnorm: How moving batch statistics were treated in the kernel, or "none" without any.
         notes: What a reader of these numbers should know.
         at_end: Whether it was made because training ended there, when none was due.
@@ -258,6 +282,8 @@ class Observation(Reading):
     training: dict[str, str | float | bool] = field(default_factory=dict)
     noise_floor: dict[str, float] = field(default_factory=dict)
     since_warmup: Reading | None = None
+    since: dict[str, float] = field(default_factory=dict)
+    since_layer_angle: dict[str, float] = field(default_factory=dict)
     batchnorm: str = "none"
     notes: tuple[str, ...] = ()
     at_end: bool = False

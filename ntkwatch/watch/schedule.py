@@ -38,12 +38,16 @@ class Schedule:
         Returns:
             True at the first call, and then once for each step at which it is time.
         """
+        return step >= self.next_step
+
+    @property
+    def next_step(self) -> float:
+        """The first step at which an observation will be due."""
         if self._last is None:
-            return True
+            return -math.inf
         if self.every_n is not None:
-            return step // self.every_n > self._last // self.every_n
-        gap = min(max(1, math.ceil(self._last * (_GROWTH - 1))), self._max_gap)
-        return step - self._last >= gap
+            return (self._last // self.every_n + 1) * self.every_n
+        return self._last + min(max(1, math.ceil(self._last * (_GROWTH - 1))), self._max_gap)
 
     def done(self, step: int) -> None:
         """Note that an observation was made, or tried, at a step."""

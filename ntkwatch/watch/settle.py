@@ -3,7 +3,7 @@
 Nothing is measured here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import Params, jacobian_dtype
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import clean_name, parameters_of, select_parameters
-from ntkwatch.jacobian.spec import BatchNormMode, KernelSpec
+from ntkwatch.jacobian.spec import BatchNormMode, Kernel, KernelSpec
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.measure import Metrics, Settings, WatchEngine
 from ntkwatch.watch.probe import ProbeBatch
@@ -41,6 +41,7 @@ class Wanted:
         dtype: Of the Jacobian, or None.
         metrics: Which numbers, by their cost.
         top_k: Eigenvalues.
+        helpers: Computes kernels together with other processes, or None.
     """
 
     params: str | Sequence[str] | None
@@ -52,6 +53,7 @@ class Wanted:
     dtype: torch.dtype | None
     metrics: Metrics
     top_k: int
+    helpers: Callable[..., Kernel] | None = None
 
 
 def settle(
@@ -85,6 +87,7 @@ def settle(
         dtype=jacobian_dtype(parameters_of(model), wanted.dtype),
         metrics=wanted.metrics,
         top_k=wanted.top_k,
+        helpers=wanted.helpers,
         keeps_full=wanted.metrics == "full",
     )
 

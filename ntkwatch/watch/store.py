@@ -6,20 +6,27 @@ killed run leaves nothing half-written.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.jacobian.inputs import Inputs
-from ntkwatch.jacobian.sketch import KernelSketch
-from ntkwatch.jacobian.spec import KernelSpec
+from ntkwatch.jacobian.shards import is_shard
+from ntkwatch.watch.anchor_files import (
+    AnchorFolder,
+    read_anchor,
+    save_tensors,
+    write_anchor,
+    write_atomically,
+)
 from ntkwatch.watch.anchors import Anchor
+from ntkwatch.watch.angles import ANGLES_FILE, KernelAngles
 from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.history import HISTORY_FILE, History, append_record
 from ntkwatch.watch.probe import ProbeBatch
@@ -29,22 +36,6 @@ __all__ = ["RunFiles", "read_probe", "write_atomically"]
 
 _PROBE = "probe.safetensors"
 _ANCHORS = {"start": "reference.safetensors", "warmup": "reference-warmup.safetensors"}
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name, then rename it.
-
-    Args:
-        path: Where it is to be.
-        write: Writes to the path it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunFiles:
@@ -87,6 +78,8 @@ class RunFiles:
                 append_record(path, record)
 
         write_atomically(self.history, write)
+        if history.angles is not None:
+            self.write_angles(history.angles)
 
     def write_probe(self, probe: ProbeBatch) -> None:
         """Write the probe batch."""
@@ -96,60 +89,37 @@ class RunFiles:
         about = {"origin": probe.origin, "structure": json.dumps(_structure(probe.inputs))}
         if probe.whole_training_set:
             about["whole_training_set"] = "yes"
-        write_atomically(self.folder / _PROBE, lambda path: _save(tensors, path, about))
+        write_atomically(self.folder / _PROBE, lambda path: save_tensors(tensors, path, about))
 
     def read_probe(self) -> ProbeBatch:
         """Return the probe batch that was written."""
         return read_probe(self.folder / _PROBE)
 
     def write_anchor(self, anchor: Anchor, kind: str = "start") -> None:
-        """Write an anchor: "start" or "warmup"."""
-        tensors = {f"param:{name}": tensor for name, tensor in anchor.params.items()}
-        tensors |= {f"buffer:{name}": tensor for name, tensor in anchor.buffers.items()}
-        tensors |= {f"layer:{name}": tensor for name, tensor in anchor.layers.items()}
-        sketch, about = anchor.sketch, {"step": str(anchor.step)}
-        if sketch is not None:
-            found, about["sketch"] = _sketch_parts(sketch)
-            tensors |= {f"sketch:{name}": tensor for name, tensor in found.items()}
-        tensors["outputs"] = anchor.outputs
-        if anchor.kernel is not None:
-            tensors["kernel"] = anchor.kernel
-        if anchor.full is not None:
-            tensors["full"] = anchor.full
-        # safetensors orders by size; sums over parameters are to be the same to the last bit.
-        about["order"] = json.dumps(list(tensors))
-        path = self.folder / _ANCHORS[kind]
-        write_atomically(path, lambda part: _save(tensors, part, about))
+        """Write an anchor: "start" or "warmup"; not one of which this process holds shards only."""
+        if any(is_shard(tensor) for tensor in anchor.params.values()):
+            return
+        write_anchor(self.folder / _ANCHORS[kind], anchor)
 
     def read_anchor(self, kind: str = "start", *, device: torch.device) -> Anchor | None:
         """Return an anchor that was written, on a device, or None if there is none."""
-        path = self.folder / _ANCHORS[kind]
-        if not path.is_file():
-            return None
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata()
-        tensors = load_file(path, device=str(device))
-        kinds = ("param", "buffer", "layer", "sketch", "")
-        groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
-        for key in json.loads(about["order"]):
-            group, _, name = key.partition(":") if ":" in key else ("", "", key)
-            groups[group][name] = tensors[key]
-        drawn = about.get("sketch")
-        return Anchor(
-            step=int(about["step"]),
-            params=groups["param"],
-            buffers=groups["buffer"],
-            layers=groups["layer"],
-            outputs=groups[""]["outputs"],
-            kernel=groups[""].get("kernel"),
-            full=groups[""].get("full"),
-            sketch=None if drawn is None else _rebuilt_sketch(groups["sketch"], drawn),
-        )
+        return read_anchor(self.folder / _ANCHORS[kind], device=device)
+
+    @property
+    def anchors(self) -> AnchorFolder:
+        """Where anchors after the warm-up are kept."""
+        return AnchorFolder(self.folder / "anchors")
+
+    def write_angles(self, angles: KernelAngles) -> None:
+        """Write the angles between kernels anew."""
+        text = json.dumps(angles.to_plain(), allow_nan=False, separators=(",", ":")) + "\n"
+        self.write_text(ANGLES_FILE, text)
 
     def write_kernel(self, step: int, kernel: Tensor) -> None:
         """Write the trace kernel of one step."""
         path = self._kernel_path(step)
-        write_atomically(path, lambda part: _save({"kernel": kernel}, part, {"step": str(step)}))
+        about = {"step": str(step)}
+        write_atomically(path, lambda part: save_tensors({"kernel": kernel}, part, about))
 
     def read_kernel(self, step: int, *, device: torch.device) -> Tensor | None:
         """Return the trace kernel of one step, on a device, or None if it was not written."""
@@ -182,16 +152,17 @@ class RunFiles:
 
         Args:
             other: Files of the earlier part.
-            until: Last step whose kernel is wanted.
+            until: Last step whose kernel or anchor is wanted.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (HISTORY_FILE, _PROBE, *_ANCHORS.values()):
+        for name in (HISTORY_FILE, ANGLES_FILE, _PROBE, *_ANCHORS.values()):
             if (other.folder / name).is_file():
                 shutil.copy2(other.folder / name, self.folder / name)
-        for kernel in sorted((other.folder / "kernels").glob("step=*.safetensors")):
-            if int(kernel.stem.partition("=")[2]) <= until:
-                (self.folder / "kernels").mkdir(exist_ok=True)
-                shutil.copy2(kernel, self.folder / "kernels" / kernel.name)
+        for part in ("kernels", "anchors"):
+            for file in sorted((other.folder / part).glob("step=*.safetensors")):
+                if int(file.stem.partition("=")[2]) <= until:
+                    (self.folder / part).mkdir(exist_ok=True)
+                    shutil.copy2(file, self.folder / part / file.name)
 
 
 def read_probe(path: Path) -> ProbeBatch:
@@ -218,37 +189,6 @@ def read_probe(path: Path) -> ProbeBatch:
     whole = about.get("whole_training_set") == "yes"
     return ProbeBatch(
         inputs, tensors.get("targets"), origin=about["origin"], whole_training_set=whole
-    )
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str]) -> None:
-    # safetensors refuses tensors that share memory or are not contiguous.
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(own, path, metadata=about)
-
-
-def _sketch_parts(sketch: KernelSketch) -> tuple[dict[str, Tensor], str]:
-    """A sketch as tensors by name, and the rest of it as JSON."""
-    tensors = {"gram": sketch.gram} | ({} if sketch.images is None else {"images": sketch.images})
-    tensors |= {f"layer:{layer}": part for layer, part in sketch.layers.items()}
-    keys = ("form", "size", "seed", "coupled", "method")
-    drawn = {key: getattr(sketch, key) for key in keys}
-    return tensors, json.dumps({**drawn, "spec": sketch.spec.to_plain()})
-
-
-def _rebuilt_sketch(tensors: Mapping[str, Tensor], about: str) -> KernelSketch:
-    drawn = json.loads(about)
-    spec: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in drawn.pop("spec").items()
-    }
-    layers = {key.removeprefix("layer:"): tensors[key] for key in tensors if ":" in key}
-    return KernelSketch(
-        images=tensors.get("images"),
-        gram=tensors["gram"],
-        layers=layers,
-        spec=KernelSpec(**spec),
-        **drawn,
     )
 
 

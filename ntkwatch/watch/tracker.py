@@ -20,16 +20,16 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.spec import BatchNormMode, Kernel
-from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.describe import run_info
 from ntkwatch.watch.held_out import HeldOut, check_held_out
-from ntkwatch.watch.history import History
-from ntkwatch.watch.look import Kept, Seen, look
-from ntkwatch.watch.measure import Metrics, Settings, WatchEngine
+from ntkwatch.watch.look import Seen, look
+from ntkwatch.watch.measure import Metrics, WatchEngine
+from ntkwatch.watch.memory import Memory
 from ntkwatch.watch.numbers import observation_of
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
-from ntkwatch.watch.route import Route, Station, station_of
+from ntkwatch.watch.remembering import Remembering
+from ntkwatch.watch.route import station_of
 from ntkwatch.watch.settle import Wanted, check_same_settings, settle
 from ntkwatch.watch.training import Training
 from ntkwatch.watch.validity import course_of
@@ -44,7 +44,7 @@ _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few step
 _NO_LOSS = "the training loss of the last batches is NaN or infinite"
 
 
-class KernelTracker:
+class KernelTracker(Remembering):
     """Watches the empirical NTK of a model on a probe batch.
 
     The first ``observe`` sets the reference; observing its step again replaces it, and the history
@@ -75,6 +75,8 @@ class KernelTracker:
         fresh_probe: Given the step, returns the probe of that observation: the reference and the
             present model are then both measured on it, so that no number hinges on one probe. The
             reference itself is taken on ``probe``.
+        helpers: Computes a problem's kernel together with other processes, as ``NTKMonitor`` has
+            them; None to compute it here.
         held_out: Samples with targets that the model is not trained on, where ``probe`` is the
             whole training set (at most 4000 samples times outputs) and ``metrics`` is "full": every
             observation after the reference then says what regression with the kernels at the start
@@ -82,7 +84,7 @@ class KernelTracker:
             kernel, three passes each over the training set and the held-out samples and, once, the
             eigenvectors of the kernel at the start.
         warmup_steps: The reading since warm-up starts at the first observation at or after this
-            step.
+            step; further anchors follow, at twice the distance each.
         reference: Where the reference comes from, in words, for the record.
         reference_is_start: Whether that is the start of this training; drift since any later
             point says nothing about the training as a whole, and gets no verdict.
@@ -106,8 +108,9 @@ class KernelTracker:
         top_k: int = 8,
         metrics: Metrics = "standard",
         fresh_probe: Callable[[int], ProbeBatch] | None = None,
+        helpers: Callable[..., Kernel] | None = None,
         held_out: ProbeBatch | None = None,
-        warmup_steps: int = _WARMUP_STEPS,
+        warmup_steps: float = _WARMUP_STEPS,
         reference: str = "the first observation",
         reference_is_start: bool = True,
     ) -> None:
@@ -119,10 +122,12 @@ class KernelTracker:
             raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
         if held_out is not None:
             check_held_out(probe, held_out, metrics=metrics)
-        self.probe, self._fresh_probe = probe, fresh_probe
+        minimal = "metrics='minimal' keeps none" if metrics == "minimal" else None
+        resampled = None if fresh_probe is None else "every observation has a probe of its own"
+        memory = Memory(why_little=minimal, why_no_kernels=resampled)
+        super().__init__(probe, memory, warmup_steps=warmup_steps)
+        self._fresh_probe = fresh_probe
         self._held_out = None if held_out is None else HeldOut(held_out)
-        self.warmup_steps = warmup_steps
-        self.history = History()
         self._wanted = Wanted(
             params=params,
             outputs=outputs,
@@ -133,51 +138,13 @@ class KernelTracker:
             dtype=dtype,
             metrics=metrics,
             top_k=top_k,
+            helpers=helpers,
         )
-        self._route = Route()
         self._reference_words: dict[str, Any] = {
             "reference": reference,
             "reference_is_start": reference_is_start,
         }
-        self._settings: Settings | None = None
-        self._start: Anchor | None = None
-        self._warmup: Anchor | None = None
-        self._floors: dict[str, float] = {}
-        self.loss_start: float | None = None
-        self._seen: Seen | None = None
-        self._resumed: dict[str, Any] | None = None
-        self._modes_known = False
         self._notes: tuple[str, ...] = ()
-
-    @property
-    def reference(self) -> Anchor | None:
-        """Weights, outputs and kernel (or sketch) at the reference step, or None before it."""
-        return self._start
-
-    @property
-    def warmup(self) -> Anchor | None:
-        """The same at the end of the warm-up, or None before it."""
-        return self._warmup
-
-    @property
-    def kernel(self) -> Kernel | None:
-        """The kernel of the last observation, or None."""
-        return None if self._seen is None else self._seen.now.kernel
-
-    @property
-    def last_weights(self) -> dict[int, dict[str, Tensor]]:
-        """Weights at the last observations, by step, where their path is followed."""
-        return self._route.weights
-
-    @property
-    def last_probe(self) -> ProbeBatch:
-        """The probe of the last observation."""
-        return self.probe if self._seen is None else self._seen.probe
-
-    @property
-    def last_reference(self) -> Anchor | None:
-        """The reference on that probe, or None before it."""
-        return self._start if self._seen is None else self._seen.start
 
     def observe(
         self,
@@ -217,13 +184,20 @@ class KernelTracker:
         began, step = time.perf_counter(), int(step)
         lost = (_NO_LOSS,) if loss is not None and not math.isfinite(loss) else ()
         loss = None if loss is None or not math.isfinite(loss) else float(loss)
-        is_reference = self._start is None or step == self._start.step
+        is_reference = self.reference is None or step == self.reference.step
         if not is_reference:
             self._check_modes(model)
         # The first look at a model in a process finds out what a brief one takes for granted.
-        brief = brief and not is_reference and self._settings is not None
-        seen = self._look(model, step, state, is_reference=is_reference, brief=brief)
+        brief = brief and not is_reference and self._settings is not None and self._has_kernels
         training = Training() if training is None else training
+        seen = self._look(
+            model,
+            step,
+            state,
+            is_reference=is_reference,
+            decay=training.weight_decay,
+            brief=brief,
+        )
         between = range(seen.start.step + 1, step)
         course = course_of(
             model,
@@ -234,7 +208,7 @@ class KernelTracker:
             between=between,
             held_out=self._held_out,
         )
-        before = None if is_reference else self._route.before(step)
+        before = None if is_reference else self._memory.route.before(step)
         observed = observation_of(
             seen, course, before, step=step, resampled=self._fresh_probe is not None
         )
@@ -244,7 +218,9 @@ class KernelTracker:
             if self._fresh_probe is not None:
                 about = replace(about, probe={**about.probe, "resampled": True})
             self.history.start_over(about)
-        self._remember(seen, step, is_reference=is_reference, brief=brief)
+        self._remember(
+            seen, step, is_reference=is_reference, from_before=state is not None, brief=brief
+        )
         observation = replace(
             observed,
             logged_step=logged_step,
@@ -255,8 +231,9 @@ class KernelTracker:
             seconds=time.perf_counter() - began,
         )
         self.history.add(observation)
+        self.history.angles = self._memory.kernels.angles
         if not brief:
-            self._route.pass_by(station_of(seen, observation))
+            self._memory.route.pass_by(station_of(seen, observation))
         return observation
 
     def lower_memory_budget(self) -> int:
@@ -268,59 +245,6 @@ class KernelTracker:
         self._notes = (f"memory ran out, so the memory budget was lowered to {budget} bytes",)
         return budget
 
-    def note_start_loss(self, loss: float) -> None:
-        """Say what the training loss was at the reference weights, where it is known only later."""
-        if not math.isfinite(loss):
-            return
-        self.loss_start = loss
-        if self._start is None or len(self.history) == 0:
-            return
-        first = self.history[0]
-        if first.step == self._start.step and first.loss is None:
-            self.history.add(replace(first, loss=loss, loss_start=loss))
-
-    def resume(
-        self,
-        history: History,
-        start: Anchor,
-        warmup: Anchor | None = None,
-        *,
-        last_kernel: Tensor | None = None,
-        weights: Mapping[int, Mapping[str, Tensor]] | None = None,
-    ) -> None:
-        """Go on from an earlier run instead of taking a new reference.
-
-        Args:
-            history: What was observed until then.
-            start: Its reference.
-            warmup: Its anchor at the end of the warm-up, if that was reached.
-            last_kernel: Trace kernel of its last whole observation, if that was kept.
-            weights: What ``last_weights`` was then, where their path is followed.
-
-        Raises:
-            InputError: If the earlier run had another probe.
-        """
-        then, now = history.run.probe.get("fingerprint"), self.probe.fingerprint()
-        if then != now:
-            raise InputError(
-                f"the run to go on from was observed on probe {then} and this tracker has {now}, "
-                "so kernels cannot be compared. Give it the probe saved beside the history."
-            )
-        self.history = history
-        self._start, self._warmup = start, warmup
-        self._resumed, self._modes_known = history.run.spec, True
-        last = history[-1] if len(history) else None
-        if last is not None:
-            self._floors, self.loss_start = dict(last.noise_floor), last.loss_start
-        last = history.last_whole
-        if last is not None:
-            kept = (weights or {}).get(last.step)
-            there = None
-            if kept is not None:
-                there = {name: kept[name].to(start.params[name].device) for name in kept}
-            ways = (last.path_length, there, last.displacement_path)
-            self._route.pass_by(Station(last.step, last_kernel, *ways))
-
     # One look, and what is kept of it. ------------------------------------------------------------
 
     def _look(
@@ -330,14 +254,15 @@ class KernelTracker:
         state: Mapping[str, Tensor] | None,
         *,
         is_reference: bool,
+        decay: float | None,
         brief: bool,
     ) -> Seen:
         """Measure and compare, without changing what the tracker knows."""
         settings, kept = self._settings, None
         if settings is None or is_reference:
             settings = settle(model, self._wanted, self.probe, self._resumed)
-        if self._start is not None and not is_reference:
-            kept = Kept(self._start, self._warmup, self._floors)
+        if not is_reference:
+            kept = self._memory.kept(model, decay)
         first = is_reference or self._settings is None
         probe, fresh = self.probe, kept is not None and self._fresh_probe is not None
         if fresh and self._fresh_probe is not None:
@@ -354,7 +279,7 @@ class KernelTracker:
         Many a training step sets what it freezes to evaluation mode by itself, so that before the
         first step nothing of it is seen.
         """
-        settings, start = self._settings, self._start
+        settings, start = self._settings, self.reference
         if self._modes_known or settings is None or start is None or not model.training:
             return
         moving = moving_batchnorms(model)
@@ -369,24 +294,3 @@ class KernelTracker:
                 self._resumed = None
             self.history.gaps.extend(gaps)
         self._modes_known = True
-
-    def _remember(self, seen: Seen, step: int, *, is_reference: bool, brief: bool) -> None:
-        self._settings, self._seen, self._floors = seen.settings, seen, seen.floors
-        if is_reference:
-            self._start = seen.start
-            self._resumed, self._warmup, self._modes_known = None, None, False
-            self._route.start_over()
-        due = step - seen.start.step >= max(1, self.warmup_steps)
-        if due and not brief and (self._warmup is None or self._warmup.step == step):
-            self._warmup = seen.now.as_anchor(step)
-
-    def _note_loss(self, loss: float | None, *, is_reference: bool) -> float | None:
-        """The loss at the start, as known without the loss of this observation itself."""
-        if loss is not None and is_reference:
-            self.loss_start = loss
-        known = self.loss_start
-        if known is None:
-            # A first loss that comes later counts as the start's for what follows; held against
-            # itself it would read as no progress at all.
-            self.loss_start = loss
-        return known

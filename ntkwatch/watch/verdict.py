@@ -13,6 +13,7 @@ from ntkwatch.watch.guards import guard_of, only_a_shift
 from ntkwatch.watch.history import History
 from ntkwatch.watch.label import label_reading
 from ntkwatch.watch.records import Observation, Reading
+from ntkwatch.watch.timeline import Timeline, timeline_of
 from ntkwatch.watch.use import Use, judge_use
 from ntkwatch.watch.wording import (
     evidence_lines,
@@ -61,7 +62,8 @@ class ReadingVerdict:
         strength: Its label.
         qualifier: What the label alone does not say, or None.
         why: The deciding comparison, in words.
-        linearization_error: Of this reading, or None.
+        linearization_error: Of this reading, around the decayed anchor where weights decayed; or
+            None.
         layer_angle_median: Radians, or None.
         kernel_scale: Natural logarithm of the scale, or None.
         relative_kernel_change: No unit, or None.
@@ -90,6 +92,7 @@ class Verdict:
         reason: One sentence: what happened and why we think so.
         evidence: Lines that a sceptical reader asks for.
         next_step: One sentence: what to do.
+        timeline: When features formed, as far as that is known; None with nothing to compare.
         bands: The thresholds used.
         step: Step that the verdict is about; None without observations.
         loss: Training loss there, or None.
@@ -105,6 +108,7 @@ class Verdict:
     reason: str = ""
     evidence: tuple[str, ...] = ()
     next_step: str = ""
+    timeline: Timeline | None = None
     bands: Bands = field(default_factory=Bands)
     step: int | None = None
     loss: float | None = None
@@ -163,6 +167,8 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
     if guard is not None:
         strength, qualifier, why = Strength.UNDETERMINED, guard[0], guard[1]
     layers = _layers(last, bands)
+    timeline = timeline_of(history, bands, guard=None if guard is None else guard[1])
+    when = () if timeline is None else (f"timeline: {timeline.sentence}",)
     if qualifier is None and _is_mixed(layers):
         qualifier, why = "mixed by layer", f"{why}; {_layers_apart(layers)}"
     use = judge_use(history, bands)
@@ -174,8 +180,9 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
         layers=layers,
         use=use,
         reason=f"{what_happened(strength, qualifier)} {why[:1].upper()}{why[1:]}.{needed}",
-        evidence=evidence_lines(history, last),
+        evidence=(*evidence_lines(history, last), *when),
         next_step=next_step(strength, qualifier, use.features_needed),
+        timeline=timeline,
         bands=bands,
         step=last.step,
         loss=last.loss,
@@ -186,7 +193,7 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
 
 def _read(reading: Reading, floors: dict[str, float], bands: Bands) -> ReadingVerdict:
     strength, qualifier, why = label_reading(reading, floors, bands)
-    reading = reading.of_parameters()
+    reading = reading.of_parameters().past_decay()
     return ReadingVerdict(
         anchor_step=reading.anchor_step,
         strength=strength,

@@ -207,12 +207,21 @@ def _why_not(own: Reading) -> str:
 
 def _reading_line(name: str, reading: Reading) -> str:
     parts = [
-        f"linearization error {_with_interval(reading, 'linearization_error')}",
+        f"linearization error {_with_interval(reading, 'linearization_error')}{_decayed(reading)}",
         f"median layer angle {_with_interval(reading, 'layer_angle_median')} rad",
         f"ln kernel scale {number(reading.kernel_scale, signed=True)}",
         f"relative kernel change {_with_interval(reading, 'relative_kernel_change')}",
     ]
     return f"{name}: " + ", ".join(parts)
+
+
+def _decayed(reading: Reading) -> str:
+    if reading.linearization_error_decayed is None:
+        return ""
+    return (
+        f" ({_with_interval(reading, 'linearization_error_decayed')} around the weights as decay "
+        f"alone leaves them, at {number(reading.decayed_norm_ratio)} of their norm)"
+    )
 
 
 def _with_interval(reading: Reading, key: str) -> str:

@@ -30,6 +30,7 @@ def test_a_run_leaves_the_files_that_users_look_for(tmp_path):
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     kernels = {f"ntk/kernels/step={step:08d}.safetensors" for step in (0, 2, 4, 6)}
     assert names == kernels | {
+        "ntk/angles.json",
         "ntk/history.jsonl",
         "ntk/probe.safetensors",
         "ntk/reference.safetensors",

@@ -4,16 +4,22 @@ The record of the run (``history.jsonl``) and the curves must tell the same stor
 """
 
 import csv
+import html
+import io
 import math
 import pathlib
+import re
 
+import markdown
 import pytest
 from integrations.trainings import lightning, loader, mlp, module, trainer
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from ntkwatch import NTKMonitor
-from ntkwatch.watch.history import read_history
+from ntkwatch.watch.history import History, read_history
+from ntkwatch.watch.verdict import judge
 
 pl = lightning()
 SCALARS = {
@@ -107,35 +113,118 @@ def test_the_recorded_loss_is_the_one_that_the_training_step_gave(tmp_path):
     assert [o.loss for o in later] == pytest.approx(means, rel=1e-6)
 
 
-def test_the_kernel_is_shown_as_a_picture_and_its_spectrum_as_a_histogram(logged):
+def test_the_kernel_is_shown_as_pictures_and_its_spectrum_as_a_histogram(logged):
     watch, _, events = logged
-    pictures = events.Images("ntk/kernel")
-    assert 1 <= len(pictures) <= 10
-    assert (pictures[0].width, pictures[0].height) == (900, 400)
-    assert pictures[-1].encoded_image_string.startswith(b"\x89PNG")
+    shown = {tag: events.Images(f"ntk/{tag}") for tag in ("kernel", "spectrum", "layer_angles")}
+    steps = {o.step: o.logged_step for o in watch.history}
+    assert [event.step for event in shown["kernel"]] == [steps[at] for at in (0, 2, 8, 12)]
+    for tag in ("spectrum", "layer_angles"):
+        assert [event.step for event in shown[tag]] == [steps[at] for at in (2, 8, 12)]
+    for pictures in shown.values():
+        drawn = Image.open(io.BytesIO(pictures[-1].encoded_image_string))
+        assert drawn.format == "PNG"
+        assert drawn.size == (pictures[-1].width, pictures[-1].height)
+        assert len(drawn.convert("RGB").getcolors(drawn.width * drawn.height)) > 50
     histogram = events.Histograms("ntk/log10_eigenvalues")[-1].histogram_value
     top = math.log10(watch.history[-1].top_eigenvalues[0])
     assert histogram.max == pytest.approx(top, rel=1e-6)
     assert 0 < histogram.num <= 48
 
 
-def test_the_verdict_is_text_with_its_evidence(logged):
+def _words(text):
+    """What TensorBoard's page shows of a Markdown text: it has the same converter."""
+    page = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    return html.unescape(re.sub(r"<[^>]+>", "", page))
+
+
+def test_the_verdict_is_text_with_its_evidence_and_its_past(logged):
     watch, _, events = logged
-    text = events.Tensors("ntk/verdict/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert text.startswith(f"## {watch.verdict.label}")
-    for line in (watch.verdict.reason, *watch.verdict.evidence, watch.verdict.next_step):
-        assert line in text
+    texts = events.Tensors("ntk/verdict/text_summary")
+    text = texts[-1].tensor_proto.string_val[0].decode()
+    assert texts[-1].step == watch.history[-1].logged_step
+    assert text.startswith("## ")
+    shown = _words(text)
+    verdict = watch.verdict
+    for line in (verdict.label, verdict.reason, *verdict.evidence, verdict.next_step):
+        assert line in shown
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", text, re.MULTILINE)
+    so_far = [
+        judge(History(watch.history.run, watch.history.observations[:n])).label
+        for n in range(1, len(watch.history) + 1)
+    ]
+    expected = [
+        (o.step, label)
+        for o, label, before in zip(watch.history, so_far, ["", *so_far], strict=False)
+        if label != before
+    ]
+    assert [(int(step), _words(label).strip()) for step, label in rows] == expected
 
 
-def test_the_custom_scalars_page_shows_tags_that_exist(logged):
+def _layouts(events):
+    """Every Custom Scalars page of a run, as groups of charts; TensorBoard shows the last."""
+    for event in events.Tensors("custom_scalars__config__"):
+        page = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+        yield {group.title: list(group.chart) for group in page.category}
+
+
+def _matched(chart, tags):
+    """Tags that a chart shows: patterns matched from the start, or the three of a margin."""
+    if chart.HasField("margin"):
+        (series,) = chart.margin.series
+        return [{series.value}, {series.lower}, {series.upper}]
+    return [{tag for tag in tags if re.match(p, tag)} for p in chart.multiline.tag]
+
+
+def test_the_custom_scalars_page_has_no_empty_chart_and_forgets_no_scalar(logged):
     _, _, events = logged
-    event = events.Tensors("custom_scalars__config__")[-1]
-    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    (category,) = layout.category
-    shown = {tag for chart in category.chart for tag in chart.multiline.tag}
-    known = {f"ntk/{tag}" for tag in (*SCALARS, "top_eigenvalue_1", "strength", "overhead_share")}
-    assert shown == known
-    assert category.title == "NTK (ntk)"
+    tags = set(events.Tags()["scalars"])
+    *_, page = _layouts(events)
+    assert list(page) == [
+        f"ntk: {group}"
+        for group in (
+            "regime (set Smoothing to 0)",
+            "drift",
+            "spectrum and stability",
+            "parameters",
+            "cost",
+        )
+    ]
+    shown = [
+        found for charts in page.values() for chart in charts for found in _matched(chart, tags)
+    ]
+    assert all(found and found <= tags for found in shown)
+    assert set().union(*shown) >= {tag for tag in tags if tag.startswith("ntk")}
+    assert "loss" in set().union(*shown), "the run's own loss stands beside them"
+
+
+def test_a_margin_has_a_point_wherever_its_curve_has(logged):
+    """The page draws nothing where one of the three is missing."""
+    watch, _, events = logged
+    *_, page = _layouts(events)
+    margins = [
+        c.margin.series[0] for charts in page.values() for c in charts if c.HasField("margin")
+    ]
+    assert len(margins) == 4
+    for series in margins:
+        value, lower, upper = (
+            {event.step: event.value for event in events.Scalars(tag)}
+            for tag in (series.value, series.lower, series.upper)
+        )
+        assert set(lower) == set(upper) <= set(value)
+        assert all(lower[x] <= upper[x] for x in lower)
+    last = watch.history[-1]
+    ends = [events.Scalars(f"ntk_margins/linearization_error_{e}")[-1].value for e in ("lo", "hi")]
+    assert ends == pytest.approx(last.intervals["linearization_error"], rel=1e-6)
+    edges = ("lazy_below", "features_above")
+    bands = [events.Scalars(f"ntk_margins/linearization_error_{e}")[-1].value for e in edges]
+    assert bands == pytest.approx(
+        [watch.verdict.bands.lazy_error, watch.verdict.bands.feature_error]
+    )
+
+
+def test_the_user_s_hyperparameters_are_left_alone(logged):
+    _, _, events = logged
+    assert not [tag for tag in events.Tags()["tensors"] if tag.startswith("_hparams_")]
 
 
 def test_the_custom_scalars_page_can_be_left_to_the_user(tmp_path):
@@ -145,6 +234,7 @@ def test_the_custom_scalars_page_can_be_left_to_the_user(tmp_path):
     events.Reload()
     assert "custom_scalars__config__" not in events.Tags()["tensors"]
     assert "ntk/kernel_angle" in events.Tags()["scalars"]
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("ntk_margins/")]
 
 
 def test_a_table_gets_a_row_for_each_observation(tmp_path):

@@ -200,32 +200,30 @@ def test_a_users_function_is_called_when_the_strength_changes(tmp_path):
 def test_a_strategy_that_shards_parameters_is_refused_politely(tmp_path):
     """Its class is known by name, since every strategy exists once in each namespace."""
 
-    class ModelParallelStrategy(pl.strategies.SingleDeviceStrategy):
+    class FSDPStrategy(pl.strategies.SingleDeviceStrategy):
         pass
 
     watch = _monitor()
     trainer(pl, tmp_path, [watch]).fit(module(pl), loader())
     assert len(watch.history) == 7
-    run = trainer(pl, tmp_path, [watch], strategy=ModelParallelStrategy("cpu"))
-    with pytest.warns(UserWarning, match="ModelParallelStrategy keeps parameters in shards"):
+    run = trainer(pl, tmp_path, [watch], strategy=FSDPStrategy("cpu"))
+    with pytest.warns(UserWarning, match="FSDPStrategy keeps .*: ntkwatch report CKPTS"):
         run.fit(module(pl), loader())
     assert len(watch.history) == 0
-    strict = trainer(
-        pl, tmp_path, [_monitor(on_error="raise")], strategy=ModelParallelStrategy("cpu")
-    )
-    with pytest.raises(InputError, match="keeps parameters in shards"):
+    strict = trainer(pl, tmp_path, [_monitor(on_error="raise")], strategy=FSDPStrategy("cpu"))
+    with pytest.raises(InputError, match="keeps parameters in parts"):
         strict.fit(module(pl), loader())
 
 
 def test_deepspeeds_third_stage_is_refused_and_its_second_is_not():
     from types import SimpleNamespace
 
-    from ntkwatch.integrations.trainer_facts import sharded_strategy
+    from ntkwatch.integrations.trainer_facts import refused_strategy
 
     class DeepSpeedStrategy:
         def __init__(self, stage):
             self.zero_stage_3 = stage == 3
 
     third = SimpleNamespace(strategy=DeepSpeedStrategy(3))
-    assert sharded_strategy(third) == "DeepSpeedStrategy"
-    assert sharded_strategy(SimpleNamespace(strategy=DeepSpeedStrategy(2))) is None
+    assert refused_strategy(third) == "DeepSpeedStrategy"
+    assert refused_strategy(SimpleNamespace(strategy=DeepSpeedStrategy(2))) is None

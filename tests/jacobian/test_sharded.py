@@ -167,7 +167,7 @@ def test_a_parameter_that_no_forward_pass_gathered_is_never_left_out_in_silence(
 def test_every_process_stops_where_the_shard_of_one_is_not_a_number(both):
     for saved in both:
         kind, message = saved["not a number"]
-        assert kind == "NonFiniteError"
+        assert kind == "DivergedError"
         assert "(head.weight)" in message
 
 

@@ -12,29 +12,55 @@ f64 = {"dtype": torch.float64}
 
 
 class TwoLayer(nn.Module):
-    """``F = alpha (f - f_0)`` with ``f(x) = m^-1/2 sum_j a_j act(w_j x)``, all weights N(0, 1)."""
+    """``F = alpha (f - f_0)`` with ``f(x) = scale sum_j a_j act(w_j x)``, all weights N(0, 1).
 
-    def __init__(self, inputs: int, width: int, activation, alpha: float = 1.0):
+    ``scale`` is ``m^-1/2`` unless it is given (mean field: ``1/m``); ``centred=False`` keeps f_0.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        activation,
+        alpha: float = 1.0,
+        *,
+        scale: float | None = None,
+        centred: bool = True,
+    ):
         super().__init__()
         self.w = nn.Linear(inputs, width, bias=False, **f64)
         self.a = nn.Linear(width, 1, bias=False, **f64)
         for layer in (self.w, self.a):
             nn.init.normal_(layer.weight)
-        self.activation, self.alpha, self.width = activation, alpha, width
+        self.activation, self.alpha, self.centred = activation, alpha, centred
+        self.scale = 1 / math.sqrt(width) if scale is None else scale
         self.register_buffer("w0", self.w.weight.detach().clone())
         self.register_buffer("a0", self.a.weight.detach().clone())
 
+    def start_at(self, w: Tensor, a: Tensor) -> None:
+        """Take these weights, and their outputs as those of the start."""
+        self.move_to(w, a)
+        with torch.no_grad():
+            self.w0.copy_(w)
+            self.a0.copy_(a.view(1, -1))
+
+    def move_to(self, w: Tensor, a: Tensor) -> None:
+        with torch.no_grad():
+            self.w.weight.copy_(w)
+            self.a.weight.copy_(a.view(1, -1))
+
     def forward(self, x: Tensor) -> Tensor:
-        now = self.a(self.activation(self.w(x)))
-        start = self.activation(x @ self.w0.T) @ self.a0.T
-        return self.alpha * (now - start) / math.sqrt(self.width)
+        out = self.a(self.activation(self.w(x)))
+        if self.centred:
+            out = out - self.activation(x @ self.w0.T) @ self.a0.T
+        return self.alpha * self.scale * out
 
     def kernel(self, x: Tensor, slope) -> Tensor:
-        """NTK written out: ``alpha^2 / m (act act' + (a s)(a s)' o x x')``, s the slope of act."""
+        """By hand: ``(alpha scale)^2 (act act' + (a s)(a s)' o x x')``, s the slope of act."""
         with torch.no_grad():
             z = self.w(x)
             h, s = self.activation(z), slope(z) * self.a.weight
-            return self.alpha**2 / self.width * (h @ h.T + (s @ s.T) * (x @ x.T))
+            return (self.alpha * self.scale) ** 2 * (h @ h.T + (s @ s.T) * (x @ x.T))
 
 
 def relu2(z: Tensor) -> Tensor:
@@ -42,7 +68,7 @@ def relu2(z: Tensor) -> Tensor:
 
 
 def relu2_slope(z: Tensor) -> Tensor:
-    return math.sqrt(2) * (z > 0)
+    return math.sqrt(2) * (z > 0).to(z)
 
 
 def tanh_slope(z: Tensor) -> Tensor:

@@ -19,41 +19,67 @@ OPTIMIZERS = {
 
 
 def _frozen_backbone() -> nn.Module:
-    backbone = nn.Sequential(nn.Linear(6, 16, **f64), nn.Tanh()).requires_grad_(False)
-    return nn.Sequential(backbone, nn.Linear(16, 3, **f64))
+    backbone = nn.Sequential(nn.Linear(6, 16), nn.Tanh()).requires_grad_(False)
+    return nn.Sequential(backbone, nn.Linear(16, 3))
 
 
-MODELS = {"linear": lambda: nn.Linear(6, 3, **f64), "linear head": _frozen_backbone}
+MODELS = {"linear": lambda: nn.Linear(6, 3), "linear head": _frozen_backbone}
 
 
-@pytest.mark.parametrize("loss", ["square", "cross-entropy"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", MODELS)
-def test_a_linear_probe_reads_no_drift_and_is_static(model, optimizer, loss):
-    net = MODELS[model]()
-    x, y = torch.randn(40, 6, **f64), torch.randint(3, (40,))
-    tracker = KernelTracker(ProbeBatch(x, y))
-    chosen = OPTIMIZERS[optimizer]([p for p in net.parameters() if p.requires_grad])
-    for step in range(31):
-        wanted = nn.functional.one_hot(y, 3).double()
+def _trained(net, optimizer, loss, *, dtype=torch.float64, forward=None) -> KernelTracker:
+    net = net.to(dtype)
+    x, y = torch.randn(40, 6, dtype=dtype), torch.randint(3, (40,))
+    tracker = KernelTracker(ProbeBatch(x, y), forward=forward)
+    chosen = optimizer([p for p in net.parameters() if p.requires_grad])
+    for step in range(91):
+        wanted = nn.functional.one_hot(y, 3).to(dtype)
         value = (
             (net(x) - wanted).square().mean()
             if loss == "square"
             else nn.functional.cross_entropy(net(x), y)
         )
-        if step % 15 == 0:
+        if step % 45 == 0:
             tracker.observe(net, step, loss=value.item())
         chosen.zero_grad()
         value.backward()
         chosen.step()
+    return tracker
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("loss", ["square", "cross-entropy"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_linear_probe_reads_no_drift_and_is_static(model, optimizer, loss, dtype, zero):
+    tracker = _trained(MODELS[model](), OPTIMIZERS[optimizer], loss, dtype=dtype)
     for seen in tracker.history:
-        assert seen.relative_kernel_change <= 1e-12
-        assert seen.kernel_distance <= 1e-12
-        assert seen.kernel_angle <= 1e-12
-        assert all(angle <= 1e-12 for angle in seen.layer_angle.values())
-    assert tracker.history[-1].linearization_error <= 1e-12
+        assert seen.relative_kernel_change <= zero
+        assert seen.kernel_distance <= zero
+        assert seen.kernel_angle <= zero
+        assert all(angle <= zero for angle in seen.layer_angle.values())
+    assert tracker.history[-1].linearization_error <= zero
     assert tracker.history[-1].relative_displacement > 0.01
     assert judge(tracker.history).strength == "static"
+
+
+WRONG_OUTPUTS = {
+    "softmax": lambda net, x: net(x).softmax(dim=1),
+    "log-probabilities": lambda net, x: net(x).log_softmax(dim=1),
+    "losses": lambda net, x: net(x).logsumexp(dim=1, keepdim=True) - net(x)[:, :1],
+}
+
+
+@pytest.mark.parametrize("outputs", WRONG_OUTPUTS)
+def test_a_kernel_of_anything_but_the_outputs_drifts_even_in_a_linear_model(outputs):
+    """What the package watches by itself are logits; this is what it would see otherwise."""
+    tracker = _trained(
+        nn.Linear(6, 3),
+        OPTIMIZERS["gradient descent"],
+        "cross-entropy",
+        forward=WRONG_OUTPUTS[outputs],
+    )
+    assert tracker.history[-1].kernel_angle > 1e-3
+    assert tracker.history[-1].linearization_error > 1e-3
 
 
 def test_batch_statistics_that_move_in_a_frozen_backbone_are_named_as_drift_of_buffers():
@@ -72,8 +98,13 @@ def test_batch_statistics_that_move_in_a_frozen_backbone_are_named_as_drift_of_b
             net(x)  # in train mode: only the running statistics move
         seen = tracker.observe(net, 20)
         angles[batchnorm] = seen.kernel_angle
+        if batchnorm == "running":
+            named = seen.parameters_only.moving_buffers
+            assert seen.parameters_only.kernel_angle <= 1e-12
+            assert seen.buffer_share == pytest.approx(1)
         assert seen.batchnorm == batchnorm
         assert seen.relative_displacement == 0
     assert angles["running"] > 0.01
     assert angles["probe"] <= 1e-12
+    assert set(named) == {"0.1.running_mean", "0.1.running_var"}
     assert judge(tracker.history).strength == "undetermined"

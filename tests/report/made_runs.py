@@ -1,10 +1,12 @@
 """Runs written by hand: plausible numbers, real records, real files. Nothing here trains."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ntkwatch.watch.angles import KernelAngles
 from ntkwatch.watch.history import History, append_record, read_history
 from ntkwatch.watch.records import Gap, Observation, Reading, RunInfo
 
@@ -107,6 +109,22 @@ def observation(step: int, *, error: float, angle: float, end: int = 1200) -> Ob
         relative_kernel_change=0.8 * reading["relative_kernel_change"],
     )
     return replace(observed, since_warmup=later)
+
+
+def angles_of(layers: Sequence[str] = LAYERS) -> KernelAngles:
+    """A kernel that turns until step 60 and stays there, with one gap."""
+    places = [min(step, 60) / 100 for step in STEPS]
+    below = [[abs(a - b) for b in places[:i]] for i, a in enumerate(places)]
+    below[3][1] = None
+    rows = {
+        name: tuple(abs(0.6 - a) * (1 + k / 10) for a in places) for k, name in enumerate(layers)
+    }
+    return KernelAngles(
+        steps=STEPS,
+        below=tuple(map(tuple, below)),
+        layers=rows,
+        medians=rows[layers[0]],
+    )
 
 
 def lazy_observations() -> tuple[Observation, ...]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from report.made_runs import (
     HOSTILE,
+    LAYERS,
+    angles_of,
     feature_observations,
     lazy_observations,
     read_back,
@@ -79,6 +81,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     )
     info = replace(run_info(), probe={"classes": {HOSTILE: 64}}, model={"class": HOSTILE})
     rich = read_back(folder / "rich", observations, info=info, gaps=(Gap(step=2, reason=HOSTILE),))
+    rich.angles = angles_of([names.get(name, name) for name in LAYERS])
     lazy = read_back(folder / "lazy", lazy_observations())
     runs = [(HOSTILE, rich, judge(rich)), ("lazy CNN", lazy, judge(lazy))]
     texts = {
@@ -126,7 +129,8 @@ def test_a_page_draws_every_plot_quietly_and_asks_for_nothing(browser, pages, ki
     with Visit(browser, pages[kind], **device) as visit:
         places = visit.page.locator(".plot").count()
         assert places >= 8
-        drawn = visit.page.locator(".plot .main-svg .scatterlayer").count()
+        layers = (".plot .main-svg .scatterlayer", ".plot .main-svg .heatmaplayer")
+        drawn = visit.page.locator(", ".join(layers)).count()
         assert drawn == places
         assert visit.page.locator(".plot .scatterlayer .js-line").count() >= places
         assert visit.messages == []
@@ -201,6 +205,14 @@ def test_steps_can_be_read_on_a_logarithmic_axis(browser, pages):
             "[...document.querySelectorAll('.plot')].map(p => p._fullLayout.xaxis.type)"
         )
         assert set(kinds) == {"log"}
+        assert visit.messages == []
+
+
+def test_a_map_of_single_steps_keeps_its_own_axis(browser, pages):
+    with Visit(browser, pages["run"], **DESKTOP) as visit:
+        visit.page.get_by_label("logarithmic").check()
+        axis = "document.getElementById('plot-kernel-angles')._fullLayout.xaxis.type"
+        assert visit.page.evaluate(axis) == "category"
         assert visit.messages == []
 
 

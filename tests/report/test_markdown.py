@@ -36,7 +36,8 @@ def test_the_verdict_is_the_first_paragraph(rich):
 
 def test_tables_have_as_many_cells_in_every_row(rich):
     tables = re.findall(r"(?:^\|.*\n)+", _page(rich), re.M)
-    assert len(tables) == 4  # numbers, further numbers, layers, settings
+    # numbers, further numbers, anchors, when layers formed, layers, settings
+    assert len(tables) == 6
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
 

@@ -17,7 +17,7 @@ def _probe(seed: int, n: int = N) -> ProbeBatch:
 
 def _numbers(seen):
     """What does not hang on the first probe."""
-    first = {"noise_floor": {}, "probe_fingerprint": None, "seconds": 0.0}
+    first = {"noise_floor": {}, "probe_fingerprint": None, "seconds": 0.0, "since_layer_angle": {}}
     way = dict.fromkeys(("angular_velocity", "path_length", "path_length_ratio"))
     return replace(seen, **first, **way, left_out={})
 

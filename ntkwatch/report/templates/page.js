@@ -33,8 +33,9 @@
   document.addEventListener("change", (event) => {
     if (event.target.name !== "steps") return;
     for (const [id, drawing] of Object.entries(drawings)) {
-      // A plot against the loss keeps its own axis.
-      if (drawing.layout.xaxis.autorange === "reversed") continue;
+      // A plot against the loss and one of single steps keep their own axes.
+      const axis = drawing.layout.xaxis;
+      if (axis.autorange === "reversed" || axis.type === "category") continue;
       const change = { "xaxis.type": event.target.value, "xaxis.autorange": true };
       Plotly.relayout("plot-" + id, change);
     }
