@@ -49,7 +49,7 @@ def _shown(folder, observations, *, tracker=None, name="ntk", finish=True, gaps=
     for observation in observations:
         tracker.history.add(observation)
         verdict = judge(tracker.history)
-        tags = scalars_of(observation, verdict, share=0.1)
+        tags = scalars_of(observation, verdict)
         for act in board.show(tracker, observation, verdict, tags, x=observation.step):
             act()
     if finish:
