@@ -8,7 +8,7 @@ calibration/twin.py). What was measured is kept, so that a second call only fits
 
 import argparse
 import json
-import time
+import sys
 from pathlib import Path
 
 import torch
@@ -19,38 +19,41 @@ from calibration.twin import twin_gaps
 
 from ntkwatch.watch.history import append_record
 
+_ANSWER = "answer.json"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     keep = {"type": Path, "default": Path("calibration-runs"), "metavar": "FOLDER"}
     parser.add_argument("--keep", help="where what was measured lies", **keep)
     parser.add_argument("--each", action="store_true", help="list every training, too")
+    parser.add_argument(
+        "--watch-again",
+        action="store_true",
+        help="train and watch again; the answers, which take no kernel, are kept",
+    )
     asked = parser.parse_args()
-    folder: Path = asked.keep
     settings = all_settings()
-    missing = [setting for setting in settings if not (folder / setting.name).exists()]
-    for number, setting in enumerate(missing):
-        print(f"{number + 1} of {len(missing)}: {setting.name}", flush=True)
-        _measure(setting, folder / setting.name)
-    print_tables(settings, folder, each=asked.each)
+    for number, setting in enumerate(settings):
+        folder = asked.keep / setting.name
+        if asked.watch_again or not (folder / _ANSWER).exists():
+            print(f"{number + 1} of {len(settings)}: {setting.name}", file=sys.stderr, flush=True)
+            _measure(setting, folder)
+    print_tables(settings, asked.keep, each=asked.each)
 
 
 def _measure(setting: Setting, folder: Path) -> None:
     """Train and watch a network, then its twins; leaves ``history.jsonl`` and ``answer.json``."""
-    began = time.process_time()
     training = train(setting)
-    graded = [] if setting.control else training.anchors
-    answer = {
-        "gaps": {str(anchor.step): twin_gaps(training, anchor) for anchor in graded},
-        "seconds": time.process_time() - began,
-    }
-    unfinished = folder.with_name(f".{folder.name}")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    history = training.tracker.history
-    for record in (history.run, *history):
-        append_record(unfinished / "history.jsonl", record)
-    (unfinished / "answer.json").write_text(json.dumps(answer))
-    unfinished.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    history = folder / "history.jsonl"
+    history.unlink(missing_ok=True)
+    for record in (training.tracker.history.run, *training.tracker.history):
+        append_record(history, record)
+    if not (folder / _ANSWER).exists():
+        graded = [] if setting.control else training.anchors
+        gaps = {str(anchor.step): twin_gaps(training, anchor) for anchor in graded}
+        (folder / _ANSWER).write_text(json.dumps({"gaps": gaps}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ntkwatch.jacobian.sketched_drift import sketched_drift
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
     from ntkwatch.jacobian.twin import LinearizedModel
-    from ntkwatch.watch.after_training import Counterfactual, counterfactual
+    from ntkwatch.watch.after_training import counterfactual
     from ntkwatch.watch.forecast import Forecast, forecast
     from ntkwatch.watch.history import History, read_history
     from ntkwatch.watch.probe import ProbeBatch
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Counterfactual",
     "Forecast",
     "History",
     "Kernel",
@@ -60,7 +59,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Counterfactual": "ntkwatch.watch.after_training",
     "Forecast": "ntkwatch.watch.forecast",
     "History": "ntkwatch.watch.history",
     "Kernel": "ntkwatch.jacobian.spec",

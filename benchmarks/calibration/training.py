@@ -112,6 +112,7 @@ def _descend(training: Training) -> None:
         optimizer.zero_grad()
         loss_of(setting, output, y).backward()
         optimizer.step()
+        training.tracker.note_step(optimizer)
         training.steps = step + 1
         if training.steps in _LOOKS:
             _look(training, optimizer)

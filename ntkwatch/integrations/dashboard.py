@@ -79,6 +79,7 @@ class Dashboard:
         self._tags: set[str] = set()
         self._margins: set[str] = set()
         self._layout: object = None
+        self._told_at = -1
         self._turns: list[Turn] | None = None
         self._pictured_at: int | None = None
 
@@ -204,7 +205,8 @@ class Dashboard:
         return True
 
     def tell(self, verdict: Verdict, x: int) -> None:
-        """Show a verdict with its past."""
+        """Show a verdict with its past, never before one that was told: a run may have diverged."""
+        self._told_at = x = max(x, self._told_at)
         text = verdict_text(verdict, self._turns or [])
         do_all([partial(d.text, f"{self._name}/verdict", text, x) for d in self.displays])
 

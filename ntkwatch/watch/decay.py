@@ -9,7 +9,7 @@ Counting it costs a few multiplications per step and waits for no device.
 import math
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,8 @@ class _Group:
     left: _Number = 1.0
     momentum: _Number = 0.0
     moving: bool = False
+    # Of the parameters themselves: an optimizer may be gone when its training is looked at.
+    members: list[weakref.ref[Tensor]] = field(default_factory=list)
 
 
 class DecayClock:
@@ -87,6 +89,9 @@ class DecayClock:
             group = self._groups.setdefault(f"{number}.{place}", _Group())
             if before is not None and before() is not optimizer:
                 group.momentum, group.moving = 0.0, False  # a new optimizer starts at rest
+                group.members = []
+            if len(group.members) != len(settings["params"]):
+                group.members = [weakref.ref(p) for p in settings["params"]]
             self._step(group, optimizer, settings)
 
     def _step(self, group: _Group, optimizer: Optimizer, settings: Mapping[str, Any]) -> None:
@@ -140,11 +145,9 @@ class DecayClock:
 
     def _by_parameter(self, factors: Mapping[str, float]) -> dict[int, float]:
         found = {}
-        for number, reference in self._optimizers.items():
-            optimizer = reference()
-            for place, settings in enumerate([] if optimizer is None else optimizer.param_groups):
-                factor = factors.get(f"{number}.{place}", 1.0)
-                found.update(dict.fromkeys(map(id, settings["params"]), factor))
+        for key, group in self._groups.items():
+            alive = [member() for member in group.members]
+            found.update((id(p), factors.get(key, 1.0)) for p in alive if p is not None)
         return found
 
     def state(self) -> dict[str, Any]:

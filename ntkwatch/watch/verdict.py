@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from ntkwatch.watch.advice import next_step
 from ntkwatch.watch.bands import Bands, Strength, band_of_angle
 from ntkwatch.watch.guards import guard_of, only_a_shift
 from ntkwatch.watch.history import History
@@ -19,7 +20,6 @@ from ntkwatch.watch.wording import (
     evidence_lines,
     explain_strength,
     needed_sentence,
-    next_step,
     number,
     some,
     what_happened,
@@ -181,7 +181,7 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
         use=use,
         reason=f"{what_happened(strength, qualifier)} {why[:1].upper()}{why[1:]}.{needed}",
         evidence=(*evidence_lines(history, last), *when),
-        next_step=next_step(strength, qualifier, use.features_needed),
+        next_step=next_step(strength, qualifier, last, use.features_needed),
         timeline=timeline,
         bands=bands,
         step=last.step,

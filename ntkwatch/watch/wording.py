@@ -11,7 +11,6 @@ __all__ = [
     "explain_strength",
     "held_out_lines",
     "needed_sentence",
-    "next_step",
     "number",
     "place",
     "some",
@@ -36,18 +35,6 @@ _EXPLANATION = {
     Strength.UNDETERMINED: "The evidence does not allow a verdict.",
 }
 
-_NEXT = {
-    Strength.STATIC: "If features should train, check what is frozen; if not, a linear model on "
-    "these features does the same for less.",
-    Strength.LAZY: "A linearized fine-tune or kernel regression would do about as well. For "
-    "feature learning, lower the output scale, raise the learning rate toward the stable limit, "
-    "or use muP.",
-    Strength.TRANSITIONAL: "Look at the layers: lower the output scale or raise the learning rate "
-    "to move further into feature learning, or train longer.",
-    Strength.FEATURE_LEARNING: "Nothing to mend. Whether the features were needed takes a "
-    "comparison with kernel regression at the start: give held_out= samples.",
-}
-
 # Where a comparison on held-out samples has answered whether features were needed.
 _NEEDED = {
     "yes": " The features were needed: on held-out samples the network beats the kernel that it "
@@ -56,31 +43,6 @@ _NEEDED = {
     "started as does about as well, or better.",
 }
 _MOVED = (Strength.TRANSITIONAL, Strength.FEATURE_LEARNING)
-_NEXT_MOVED = {
-    "yes": "Nothing to mend: the features were needed, and they were learned.",
-    "no": "Nothing to mend. On this task kernel regression at the start, or a linearized "
-    "fine-tune, would do about as well: a harder task would tell what the features are worth.",
-}
-
-_AFTER_GUARD = {
-    "nothing": "Add NTKMonitor() to the Trainer's callbacks, or call KernelTracker.observe.",
-    "diverged": "Lower the learning rate, warm it up or clip gradients: max_stable_lr "
-    '(metrics="full") says what the kernel bears. The observations before it are kept.',
-    "one observation": "Observe again after some training.",
-    "last observation failed": "See the gap's reason; the observations before it are kept.",
-    "reference is not the start": "Resume from a checkpoint that holds the monitor's state (where "
-    "checkpoints are measured: keep one of step 0), or read the numbers as drift since that point.",
-    "probe too small": "Use probe_size=64 or more.",
-    "too early": "Train on, and judge again when the loss has fallen.",
-    "outputs did not move": "Check that the watched parameters receive gradients.",
-    "only a common shift": "Train on, and judge again when the network tells inputs apart; if it "
-    "never does, check the targets.",
-    "no linearization error": "See the reason above; a verdict rests on this number.",
-    "signals disagree": "Look at the layers, and use a larger probe to see which signal holds.",
-    "derivative does not fit": "Look for weight decay, or for state that a forward pass keeps "
-    "outside parameters and buffers.",
-    "interval too wide": "Use a larger probe.",
-}
 
 
 def explain_strength(strength: Strength) -> str:
@@ -103,15 +65,6 @@ def what_happened(strength: Strength, qualifier: str | None) -> str:
             + (_EXPLANATION[strength][1:])
         )
     return _EXPLANATION[strength]
-
-
-def next_step(strength: Strength, qualifier: str | None, needed: str = "unknown") -> str:
-    """One sentence on what to do."""
-    if strength is Strength.UNDETERMINED:
-        return _AFTER_GUARD.get(qualifier or "", "Observe longer, with a larger probe.")
-    if strength is Strength.FEATURE_LEARNING and needed in _NEXT_MOVED:
-        return _NEXT_MOVED[needed]
-    return _NEXT[strength]
 
 
 def place(strength: Strength) -> str:

@@ -4,6 +4,7 @@ A lazy run with decay must read lazy, and a rich one rich.
 """
 
 import copy
+import gc
 import json
 
 import pytest
@@ -205,6 +206,17 @@ def test_several_optimizers_are_told_apart_by_their_number():
     found = clock.since({}, model).factors
     assert found["0.weight"] == pytest.approx(0.99**3)
     assert found["1.bias"] == pytest.approx(0.95**3)
+
+
+def test_what_an_optimizer_did_is_known_after_it_is_gone():
+    model, clock = nn.Linear(2, 1, **f64), DecayClock()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    clock.note(optimizer)
+    del optimizer
+    gc.collect()
+    found = clock.since({}, model)
+    assert found.why_not is None
+    assert found.factors == pytest.approx({"weight": 0.99, "bias": 0.99})
 
 
 def test_frozen_parameters_do_not_decay():

@@ -225,3 +225,24 @@ def test_two_ridges_that_disagree_say_nothing():
     first = {"rkhs_norm": {"1e-06": 1.0, "0.001": 1.0}}
     last = seen(0.25, 0.1, 0.2, rkhs_norm={"1e-06": 0.5, "0.001": 0.9})
     assert judge(history_of(last, **first)).use.task_aligned == "unknown"
+
+
+def test_advice_to_a_lazy_run_names_the_room_that_its_learning_rate_has():
+    lazy = {"error": 0.02, "angle": 0.01, "change": 0.01}
+    unknown = judge(history_of(seen(*lazy.values())))
+    assert "raise the learning rate toward the stable limit" in unknown.next_step
+    rates = {"max_stable_lr": 0.8, "edge_of_stability": 0.25}
+    known = judge(history_of(seen(*lazy.values(), **rates)))
+    assert "now 0.25 of the stable limit, toward 0.80" in known.next_step
+    rates = {"max_stable_lr": 0.8, "edge_of_stability": 1.5}
+    beyond = judge(history_of(seen(*lazy.values(), **rates)))
+    assert "1.50 times the stable 0.80" in beyond.next_step
+
+
+def test_advice_follows_the_qualifier():
+    grown = judge(history_of(seen(0.02, 0.01, 2.0)))
+    assert grown.label == "lazy (kernel rescaled)"
+    assert "grew without turning" in grown.next_step
+    settled = judge(history_of(seen(0.6, 0.4, 2.0, step=500, since_warmup=_warm(0.02, 0.01))))
+    assert settled.label == f"lazy {AFTER}"
+    assert "From step 20 on" in settled.next_step
