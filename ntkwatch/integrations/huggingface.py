@@ -23,6 +23,7 @@ from ntkwatch.integrations.huggingface_facts import (
     check_whole,
     ends_with_other_weights,
     in_training_modes,
+    may_stop_early,
     place_of,
     training_facts,
     whole_model,
@@ -191,6 +192,7 @@ class NTKTrainerCallback(TrainerCallback):
         with self._run.harmless(state.global_step):
             self._run.begin(
                 model,
+                may_stop_early=may_stop_early(trainer),
                 step=state.global_step,
                 total_steps=state.max_steps,
                 interrupted=state.stateful_callbacks.get(self._key),
@@ -294,7 +296,9 @@ class NTKTrainerCallback(TrainerCallback):
         callback of the resumed one, and fails where a checkpoint knows nothing of it.
         """
         if self._run is not None and self._run.has_reference:
-            state.stateful_callbacks[self._key] = self._run.state()
+            # As JSON, which holds no weights: their path is then followed from where it resumes.
+            kept = {key: value for key, value in self._run.state().items() if key != "weights"}
+            state.stateful_callbacks[self._key] = kept
 
 
 def _tell(message: str) -> None:
