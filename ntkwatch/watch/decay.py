@@ -144,7 +144,7 @@ class DecayClock:
         return Shrunk({name: factor for name, factor in found.items() if factor != 1})
 
     def _by_parameter(self, factors: Mapping[str, float]) -> dict[int, float]:
-        found = {}
+        found: dict[int, float] = {}
         for key, group in self._groups.items():
             alive = [member() for member in group.members]
             found.update((id(p), factors.get(key, 1.0)) for p in alive if p is not None)

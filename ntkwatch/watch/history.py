@@ -87,15 +87,6 @@ class History:
         newest_first = reversed(self._by_step.values())
         return next((seen for seen in newest_first if not seen.is_brief), None)
 
-    def as_of_last_whole(self) -> "History":
-        """Return this history without the brief observations at its end, if it has whole ones."""
-        last = self.last_whole
-        if last is None or last is self[-1]:
-            return self
-        kept = tuple(seen for seen in self if seen.step <= last.step)
-        rest: dict[str, Any] = {"cost": self.cost, "problems": self.problems, "path": self.path}
-        return History(self.run, kept, tuple(self.gaps), angles=self.angles, **rest)
-
     def __iter__(self) -> Iterator[Observation]:
         return iter(self.observations)
 

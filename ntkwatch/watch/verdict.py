@@ -133,7 +133,7 @@ START, WARMUP = "since start", "since warm-up"
 
 
 def judge(history: History, *, bands: Bands | None = None) -> Verdict:
-    """Return the verdict on a run, as of its last whole observation.
+    """Return the verdict on a run, as of its last observation.
 
     The label follows from the linearization error (primary) and the median layer angle
     (secondary), each compared with the bands; see ``docs/verdict.md`` for the table. Guards come
@@ -158,7 +158,6 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
             next_step=next_step(Strength.UNDETERMINED, "nothing"),
             bands=bands,
         )
-    history = history.as_of_last_whole()  # a brief observation has too little to judge by
     last = history[-1]
     readings = {START: _read(last, last.noise_floor, bands)}
     if last.since_warmup is not None:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from watch.tiny import Deep, f64, inputs, labels, moved
 
-from ntkwatch import KernelTracker, ProbeBatch, judge
+from ntkwatch import KernelTracker, ProbeBatch, judge, training_of
 from ntkwatch.watch.records import NOT_TAKEN, TIMINGS, Observation
+from ntkwatch.watch.store import RunFiles
 
 N = 40
 # What needs no kernel, and is the same in both.
@@ -121,3 +122,71 @@ def test_a_history_that_ends_brief_is_judged_by_the_error_alone():
     tracker.observe(model, 0, loss=1.0)
     tracker.observe(moved(model), 1, loss=0.1, brief=True)
     assert "the median layer angle is missing (no kernel was taken" in judge(tracker.history).reason
+
+
+def _decayed(steps: dict[int, bool], folder=None) -> list[Observation]:
+    """Train with weight decay and count it, as ``_seen`` observes."""
+    torch.manual_seed(0)
+    model, x = Deep(), inputs(N, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1.0)
+    tracker = KernelTracker(_probe(model), warmup_steps=2)
+    if folder is not None:
+        tracker.keep_anchors_on(RunFiles(folder).anchors)
+    for step in range(1 + max(steps)):
+        if step in steps:
+            now = training_of(optimizer)
+            tracker.observe(model, step, training=now, brief=steps[step])
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        tracker.note_step(optimizer)
+    return list(tracker.history)
+
+
+_COURSE = dict.fromkeys((0, 2, 4, 8), False)
+
+
+def test_decay_is_followed_and_anchors_at_hand_are_read_in_brief_observations_too():
+    brief, whole = (_decayed({**_COURSE, 9: is_brief})[-1] for is_brief in (True, False))
+    assert brief.linearization_error_decayed == whole.linearization_error_decayed is not None
+    assert brief.linearization_error_decayed != brief.linearization_error
+    own, other = brief.since_warmup, whole.since_warmup
+    assert own.linearization_error_decayed == other.linearization_error_decayed is not None
+    assert brief.since == whole.since != {}
+    assert brief.since_layer_angle == {} != whole.since_layer_angle
+    assert brief.left_out["since_layer_angle"] == NOT_TAKEN
+
+
+def test_anchors_on_disk_are_not_read_for_a_brief_observation(tmp_path):
+    brief = _decayed({**_COURSE, 9: True}, tmp_path)[-1]
+    assert brief.since == {}
+    assert "from disk" in brief.left_out["since"]
+    assert brief.linearization_error_decayed is not None
+
+
+def test_no_anchor_is_taken_and_no_kernel_kept_of_brief_observations():
+    torch.manual_seed(0)
+    model = Deep()
+    tracker = KernelTracker(_probe(model), warmup_steps=1)
+    for step, brief in {0: False, 1: False, 2: True, 3: False, 4: True}.items():
+        tracker.observe(model, step, brief=brief)
+        model = moved(model)
+    assert [anchor.step for anchor in tracker.later_anchors] == [3]
+    assert tracker.history.angles.steps == (0, 1, 3)
+
+
+def test_where_there_is_no_kernel_nothing_is_brief():
+    """A model whose kernel cannot be had, and of which nobody wants a sketch."""
+    model = nn.Sequential(nn.Linear(4, 6, **f64), Coupled(), nn.Linear(6, 3, **f64))
+    tracker = KernelTracker(_probe(model), engine="vmap")
+    tracker.observe(model, 0)
+    seen = tracker.observe(moved(model), 1, brief=True)
+    assert not seen.is_brief
+    assert seen.linearization_error is not None
+
+
+class Coupled(nn.Module):
+    """Takes the mean over samples away, so that every sample has a part in every other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x - x.mean(dim=0))
