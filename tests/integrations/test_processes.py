@@ -11,6 +11,7 @@ from integrations.trainings import differing
 from jacobian.processes import results_of
 
 from ntkwatch import read_history
+from ntkwatch.watch.records import NOT_TAKEN
 
 from oracles import dense_jacobian, dense_ntk
 
@@ -170,6 +171,16 @@ def test_a_watched_sharded_run_ends_as_an_unwatched_one_bit_for_bit(both, reshar
         watched, alone = (saved["fsdp"][f"{how}, {reshard}"] for how in ("watched", "alone"))
         assert not watched["raised"]
         assert differing(watched["left"], alone["left"]) == [], rank
+
+
+def test_brief_observations_of_shards_have_the_same_errors_and_no_kernel(both):
+    saved = both[0]["fsdp"]["brief"]
+    assert saved["said"] == []
+    assert saved["raised"] == ""
+    brief = [seen["left_out"].get("kernel") == NOT_TAKEN for seen in saved["history"]]
+    assert len(brief) > 3
+    assert brief == [False, *[True] * (len(brief) - 2), False]
+    _check_against_autograd(saved)
 
 
 @pytest.mark.parametrize("reshard", [True, False])
