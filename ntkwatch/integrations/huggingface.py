@@ -74,7 +74,8 @@ class NTKTrainerCallback(TrainerCallback):
         batchnorm: Statistics of BatchNorms in kernels; see ``KernelTracker``.
         top_k: Eigenvalues to record.
         metrics: "minimal", "standard" or "full", by cost: see docs/metrics.md.
-        max_overhead: Largest share of wall time to spend, in (0, 1].
+        max_overhead: Largest share of wall time to spend, in (0, 1], everything counted. Where it
+            does not pay for a kernel each time, most observations are brief: without one.
         memory_budget: Bytes that Jacobian rows may take.
         dirpath: Folder for the run's files; default ``<output_dir>/<name>``.
         save_kernels: Whether to write each kernel to a file.
