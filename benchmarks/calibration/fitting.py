@@ -13,12 +13,12 @@ from ntkwatch.watch.bands import Bands, Strength
 __all__ = ["Judged", "Run", "fit_bands", "judge_runs"]
 
 _ERRORS = (
-    (0.05, 0.06, 0.07, 0.085, 0.1, 0.12, 0.15, 0.18, 0.2, 0.22, 0.25),
-    (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6),
+    (0.06, 0.08, 0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.16, 0.18, 0.2, 0.22, 0.25),
+    (0.2, 0.22, 0.25, 0.27, 0.3, 0.31, 0.32, 0.33, 0.35, 0.37, 0.4, 0.45, 0.5),
 )
 _ANGLES = (
-    (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1),
-    (0.1, 0.15, 0.2, 0.3, 0.4, 0.6),
+    (0.02, 0.03, 0.04, 0.05, 0.055, 0.06, 0.07, 0.08, 0.1),
+    (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
 )
 # Taking lazy for feature-learning, or the reverse, is far worse than missing a band by one.
 _COSTS, _ABSTAINED = (0.0, 1.0, 10.0), 0.5
@@ -93,7 +93,7 @@ def fit_bands(runs: Sequence[Run]) -> Bands:
     """Return the bands of least cost: edges of the error, then those of the angle, until settled.
 
     Every reading counts, against the twin with its own anchor. Of edges that cost the same, those
-    in the middle.
+    nearest to the ones in use: no band moves without a reason.
     """
     bands = Bands()
     for _ in range(3):
@@ -119,7 +119,11 @@ def _best(
             said = (pair for judged in judge_runs(runs, tried) for pair in judged.readings())
             costs[edges_tried] = sum(_cost(label, answer) for label, answer in said)
     least = min(costs.values())
-    tied = [pair for pair, cost in costs.items() if cost == least]
-    middle = [sum(math.log(pair[i]) for pair in tied) / len(tied) for i in (0, 1)]
-    best = min(tied, key=lambda pair: math.dist([math.log(edge) for edge in pair], middle))
+    now = getattr(bands, low), getattr(bands, high)
+    best = min(
+        (pair for pair, cost in costs.items() if cost == least),
+        key=lambda pair: sum(
+            abs(math.log(edge / old)) for edge, old in zip(pair, now, strict=True)
+        ),
+    )
     return replace(bands, **{low: best[0], high: best[1]})

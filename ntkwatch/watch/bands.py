@@ -23,7 +23,7 @@ class Strength(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bands:
-    """Every threshold that a verdict depends on. Provisional: fitted on small networks.
+    """Every threshold that a verdict depends on; its edges are fitted by benchmarks/calibrate.py.
 
     Attributes:
         static: Below this (or ``floors`` noise floors) an error or angle counts as nothing.
@@ -51,9 +51,9 @@ class Bands:
     """
 
     static: float = 1e-4
-    lazy_error: float = 0.15
-    feature_error: float = 0.35
-    lazy_angle: float = 0.05
+    lazy_error: float = 0.13
+    feature_error: float = 0.32
+    lazy_angle: float = 0.06
     feature_angle: float = 0.2
     rescaled_change: float = 0.5
     small_change: float = 0.1

@@ -141,7 +141,7 @@ def judge(history: History, *, bands: Bands | None = None) -> Verdict:
 
     Args:
         history: Observations of one run.
-        bands: Thresholds; the default ones are provisional.
+        bands: Thresholds, if not the calibrated ones.
 
     Returns:
         The verdict with its evidence.

@@ -16,12 +16,12 @@ LAST = feature_observations()[-1]
     [
         (0.0, 0.0),
         (1e-9, 0.0),
-        (0.0015, 0.0),  # a hundredth of the lazy edge
-        (0.015, 100 / 6),  # half of that way, logarithmically
-        (0.15, 100 / 3),
-        ((0.15 * 0.35) ** 0.5, 50.0),
-        (0.35, 200 / 3),
-        (3.5, 100.0),
+        (0.0013, 0.0),  # a hundredth of the lazy edge
+        (0.013, 100 / 6),  # half of that way, logarithmically
+        (0.13, 100 / 3),
+        ((0.13 * 0.32) ** 0.5, 50.0),
+        (0.32, 200 / 3),
+        (3.2, 100.0),
         (1e9, 100.0),
     ],
 )
@@ -49,10 +49,10 @@ def test_a_number_that_was_not_measured_has_no_place_but_a_reason():
 
 
 def test_the_reading_since_warm_up_has_its_own_mark():
-    later = replace(LAST.since_warmup, linearization_error=0.15)
+    later = replace(LAST.since_warmup, linearization_error=0.13)
     gauge, _ = gauges(replace(LAST, since_warmup=later), Bands())
     assert gauge.later_at == pytest.approx(100 / 3, abs=0.01)
-    assert gauge.later == "since warm-up (step 18) 0.150"
+    assert gauge.later == "since warm-up (step 18) 0.130"
 
 
 def test_without_a_reading_since_warm_up_there_is_no_second_mark():

@@ -137,7 +137,14 @@ def test_every_layer_gap_reason_floor_and_setting_is_on_the_page(tmp_path):
         "N = 64 probe points",
         "9f2c41d07be3",
     ]
-    for said in (*LAYERS, *expected, "provisional", "Noise floors", "1.40e-07", "4.37 s"):
+    for said in (
+        *LAYERS,
+        *expected,
+        "fitted on 72 small trainings",
+        "Noise floors",
+        "1.40e-07",
+        "4.37 s",
+    ):
         assert said in text
 
 

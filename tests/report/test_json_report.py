@@ -33,7 +33,7 @@ def test_the_verdict_has_the_field_names_of_the_record(tmp_path):
     verdict = _report(history)["verdict"]
     assert verdict["strength"] == "feature-learning"
     assert verdict["qualifier"] is None
-    assert verdict["bands"]["lazy_error"] == 0.15
+    assert verdict["bands"]["lazy_error"] == 0.13
     assert verdict["readings"]["since start"]["linearization_error"] == pytest.approx(
         0.72, abs=0.01
     )

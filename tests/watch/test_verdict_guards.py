@@ -172,7 +172,7 @@ def test_a_verdict_is_json_with_the_names_of_its_fields():
         "bands",
     }
     assert plain["readings"]["since start"]["linearization_error"] == 0.6
-    assert plain["bands"]["lazy_error"] == 0.15
+    assert plain["bands"]["lazy_error"] == 0.13
 
 
 @pytest.mark.parametrize(
