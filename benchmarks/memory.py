@@ -2,7 +2,8 @@
 
 Run: ``python benchmarks/memory.py [--models mlp vit] [--budgets 64MiB 1GiB] [--threads 2]``
 (a few minutes; ``--whole`` measures ``empirical_ntk`` with its checks of the model instead of the
-engine alone).
+engine alone; ``--watched`` measures observations as the monitor makes them, with all that they
+keep: the reference as "first", another one as "later").
 
 Each line is a process of its own. It runs a forward pass and a backward pass to the activations,
 remembers the peak of its resident memory, then computes a kernel twice (the first call learns which
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from measuring import apart, forget_peak, machine, peak_bytes, seconds
 from models import MODELS, Problem, token_problem
-from ways import engine_alone, forward_to_activations, whole_call
+from ways import engine_alone, forward_to_activations, observation, whole_call
 
 from ntkwatch.jacobian.memory import parse_bytes
 
@@ -39,7 +40,9 @@ def one_pass(problem: Problem) -> None:
     torch.autograd.grad(outputs, first, torch.ones_like(outputs))
 
 
-def measure(model: str, outputs: str, budget: str, threads: int, whole: bool) -> dict[str, float]:
+def measure(
+    model: str, outputs: str, budget: str, threads: int, whole: bool, watched: bool
+) -> dict[str, float]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     problem = TASKS[model][1]()
@@ -47,9 +50,8 @@ def measure(model: str, outputs: str, budget: str, threads: int, whole: bool) ->
         forget_peak()
         one_pass(problem)
     before = peak_bytes()
-    kernel = (
-        whole_call(problem, outputs, budget) if whole else engine_alone(problem, outputs, budget)
-    )
+    way = observation if watched else whole_call if whole else engine_alone
+    kernel = way(problem, outputs, budget)
     found: dict[str, float] = {"pass": before}
     for name in ("first", "later"):
         forget_peak()
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=list(BUDGETS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--whole", action="store_true", help="empirical_ntk with all its checks")
+    parser.add_argument("--watched", action="store_true", help="observations of the monitor")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
@@ -78,7 +81,7 @@ def main() -> None:
         for outputs in given.outputs or make().outputs:
             for budget in given.budgets:
                 settings = {"model": model, "outputs": outputs, "budget": budget}
-                more = {"threads": given.threads, "whole": given.whole}
+                more = {"threads": given.threads, "whole": given.whole, "watched": given.watched}
                 print(_line(_row(outputs, budget, apart(__file__, settings | more))), flush=True)
 
 

@@ -9,18 +9,20 @@ from models import Problem
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from ntkwatch import empirical_ntk
+from ntkwatch import KernelTracker, ProbeBatch, empirical_ntk
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.parameters import layer_of, select_parameters
 from ntkwatch.jacobian.problem import prepare
 from ntkwatch.jacobian.structured.engine import Served, serve
 from ntkwatch.jacobian.undisturbed import undisturbed
+from ntkwatch.watch.records import Observation
 
 __all__ = [
     "engine_alone",
     "forward_and_backward",
     "forward_to_activations",
     "loop_kernel",
+    "observation",
     "tutorial_kernel",
     "whole_call",
 ]
@@ -70,6 +72,23 @@ def engine_alone(problem: Problem, outputs: str, budget: str = BUDGET) -> Callab
                 ready.buffers,
                 parse_bytes(budget),
             )
+
+    return run
+
+
+def observation(problem: Problem, outputs: str, budget: str = BUDGET) -> Callable[[], Observation]:
+    """Return an observation as the monitor makes it; the first time, the reference.
+
+    The weights move a little before each, or there would be no linearization error.
+    """
+    probe = ProbeBatch(problem.inputs)
+    tracker = KernelTracker(probe, forward=problem.forward, outputs=outputs, memory_budget=budget)
+
+    def run() -> Observation:
+        with torch.no_grad():
+            for parameter in problem.model.parameters():
+                parameter.mul_(1.001)
+        return tracker.observe(problem.model, len(tracker.history))
 
     return run
 

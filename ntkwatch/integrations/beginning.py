@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ntkwatch.integrations.resumption import EarlierPart, take_up
 from ntkwatch.watch.decay import DecayClock
@@ -57,12 +58,17 @@ class Beginning:
         return tracker
 
     def tracker_of(
-        self, earlier: EarlierPart, decay: Mapping[str, Any] | None = None
+        self,
+        earlier: EarlierPart,
+        *,
+        weights: Mapping[int, Mapping[str, Tensor]] | None = None,
+        decay: Mapping[str, Any] | None = None,
     ) -> KernelTracker:
         """Return a tracker that goes on where an interrupted run stopped.
 
         Args:
             earlier: What that had seen.
+            weights: Its tracker's ``last_weights``, or None where they are not known.
             decay: What weight decay had done by then, or None where that is not known.
 
         Returns:
@@ -74,6 +80,7 @@ class Beginning:
             earlier.start,
             earlier.warmup,
             last_kernel=earlier.last_kernel,
+            weights=weights,
             kernel_at=lambda step: earlier.files.read_kernel(step, device=torch.device("cpu")),
             decay=decay,
         )

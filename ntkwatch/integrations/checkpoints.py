@@ -173,7 +173,7 @@ class _Run:
         if self.tracker.warmup is not None and self.tracker.warmup is not warmup:
             self.files.write_anchor(self.tracker.warmup, "warmup")
         verdict = judge(self.tracker.history)
-        self.outlet.observed(self.tracker, observation, verdict, self.files, share=1.0)
+        self.outlet.observed(self.tracker, observation, verdict, self.files)
         self.measured[entry.step] = self.digests[entry.step]
         self._write_ledger()
 

@@ -46,7 +46,7 @@ def pictured(steps: Sequence[int]) -> list[int]:
     """Return the observations that are shown as pictures, whatever the run's length.
 
     Args:
-        steps: Of the observations until now, ascending.
+        steps: Of the whole observations until now, ascending.
 
     Returns:
         The first, then each at four times the steps since the first; one place is left for the
@@ -131,7 +131,9 @@ class Dashboard:
             actions.append(lambda: self.tell(verdict, x))
         if self._writers and tracker.kernel is not None:
             actions.append(lambda: self._spread(tracker, x))
-        if last or observation.step in pictured([o.step for o in history]):
+        # A brief observation has no kernel to show; the last whole one was shown when it was new.
+        whole = [seen.step for seen in history if not seen.is_brief]
+        if not observation.is_brief and (last or observation.step in pictured(whole)):
             actions += self._pictures(tracker, verdict, x)
         return actions
 

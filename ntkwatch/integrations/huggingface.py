@@ -23,6 +23,7 @@ from ntkwatch.integrations.huggingface_facts import (
     check_whole,
     ends_with_other_weights,
     in_training_modes,
+    may_stop_early,
     place_of,
     training_facts,
     whole_model,
@@ -73,7 +74,8 @@ class NTKTrainerCallback(TrainerCallback):
         batchnorm: Statistics of BatchNorms in kernels; see ``KernelTracker``.
         top_k: Eigenvalues to record.
         metrics: "minimal", "standard" or "full", by cost: see docs/metrics.md.
-        max_overhead: Largest share of wall time to spend, in (0, 1].
+        max_overhead: Largest share of wall time to spend, in (0, 1], everything counted. Where it
+            does not pay for a kernel each time, most observations are brief: without one.
         memory_budget: Bytes that Jacobian rows may take.
         dirpath: Folder for the run's files; default ``<output_dir>/<name>``.
         save_kernels: Whether to write each kernel to a file.
@@ -191,6 +193,7 @@ class NTKTrainerCallback(TrainerCallback):
         with self._run.harmless(state.global_step):
             self._run.begin(
                 model,
+                may_stop_early=may_stop_early(trainer),
                 step=state.global_step,
                 total_steps=state.max_steps,
                 interrupted=state.stateful_callbacks.get(self._key),
@@ -294,7 +297,9 @@ class NTKTrainerCallback(TrainerCallback):
         callback of the resumed one, and fails where a checkpoint knows nothing of it.
         """
         if self._run is not None and self._run.has_reference:
-            state.stateful_callbacks[self._key] = self._run.state()
+            # As JSON, which holds no weights: their path is then followed from where it resumes.
+            kept = {key: value for key, value in self._run.state().items() if key != "weights"}
+            state.stateful_callbacks[self._key] = kept
 
 
 def _tell(message: str) -> None:

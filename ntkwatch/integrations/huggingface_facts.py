@@ -18,6 +18,7 @@ __all__ = [
     "check_whole",
     "ends_with_other_weights",
     "in_training_modes",
+    "may_stop_early",
     "place_of",
     "training_facts",
     "whole_model",
@@ -119,6 +120,13 @@ def training_facts(args: Any, optimizer: Any, loader: Any) -> Training:
 def ends_with_other_weights(args: Any, state: Any) -> bool:
     """Return whether the weights at the end of training are those of the best checkpoint."""
     return bool(args.load_best_model_at_end and state.best_model_checkpoint is not None)
+
+
+def may_stop_early(trainer: Any) -> bool:
+    """Return whether a callback may end the run before its time."""
+    callbacks = getattr(getattr(trainer, "callback_handler", None), "callbacks", ())
+    kinds = {kind.__name__ for callback in callbacks for kind in type(callback).__mro__}
+    return "EarlyStoppingCallback" in kinds
 
 
 @contextmanager

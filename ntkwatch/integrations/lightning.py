@@ -26,8 +26,10 @@ from ntkwatch.integrations.trainer_facts import (
     can_watch,
     crew_of,
     loss_of,
+    may_stop_early,
     number_of,
     place_of,
+    time_left,
     total_steps,
     training_facts,
 )
@@ -63,7 +65,7 @@ class NTKMonitor(CallbackBase):
     relative_displacement                 ``|theta - theta_0| / |theta_0|``
     target_alignment                      centred kernel-target alignment
     strength                              0 static, 1 lazy, 2 transitional, 3 feature-learning
-    overhead_share                        share of wall time spent watching
+    overhead_share                        share of wall time spent watching, everything counted
     ====================================  ==========================================================
 
     Args:
@@ -91,7 +93,8 @@ class NTKMonitor(CallbackBase):
         loss_function: What the training loss is of the outputs, for stable learning rates: a loss
             of torch, its dotted path, or a name such as "square-mean" or "cross-entropy-mean".
             "auto" takes the one ``MSELoss`` or ``CrossEntropyLoss`` that the module holds.
-        max_overhead: Largest share of wall time to spend, in (0, 1].
+        max_overhead: Largest share of wall time to spend, in (0, 1], everything counted. Where it
+            does not pay for a kernel each time, most observations are brief: without one.
         memory_budget: Bytes that Jacobian rows may take.
         dirpath: Folder for the run's files; default ``<log_dir>/<name>``.
         save_kernels: Whether to write each kernel to a file.
@@ -247,6 +250,8 @@ class NTKMonitor(CallbackBase):
                 interrupted=state,
                 draw=lambda seed: probe_of_run(trainer, pl_module, self.probe, size, seed=seed),
                 resample=self.resample_probe,
+                may_stop_early=may_stop_early(trainer),
+                time_left=lambda: time_left(trainer),
                 training=lambda: training_facts(trainer, pl_module, self.loss_function),
             )
 

@@ -21,7 +21,7 @@ class Losses:
     def note(self, loss: Tensor | None) -> None:
         """Keep the loss of a batch, unless there is none or it is no number."""
         if loss is not None and loss.numel() == 1:
-            self._last.append(loss.detach().clone().flatten()[0].float())
+            self._last.append(loss.detach().clone())  # no more than that, at every step
             if self._first is None:
                 self._first = self._last[-1]
 
@@ -37,7 +37,7 @@ class Losses:
     @property
     def first(self) -> float | None:
         """The first batch's loss of this fit, or None."""
-        return None if self._first is None else float(self._first)
+        return None if self._first is None else float(self._first.float())
 
     @property
     def mean(self) -> float | None:
@@ -51,4 +51,4 @@ class Losses:
 
     def _together(self) -> Tensor:
         device = self._last[-1].device
-        return torch.stack([loss.to(device) for loss in self._last])
+        return torch.stack([loss.flatten()[0].to(device).float() for loss in self._last])

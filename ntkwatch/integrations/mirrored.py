@@ -56,11 +56,13 @@ class _Observe:
     Attributes:
         step: Optimizer steps taken so far.
         warmup_steps: Of the tracker.
+        brief: Whether the first process leaves out what takes longest.
         buffers: From before the first update, where its weights are to be measured; or None.
     """
 
     step: int
     warmup_steps: float
+    brief: bool
     buffers: dict[str, Tensor] | None
 
 
@@ -109,7 +111,8 @@ class LeadingTracker(KernelTracker):
         buffers = None
         if state is not None:
             buffers = {n: t.detach().cpu() for n, t in state.items() if n in own}
-        self._team.tell(_Observe(step=step, warmup_steps=self.warmup_steps, buffers=buffers))
+        how: dict[str, Any] = {"warmup_steps": self.warmup_steps, "brief": rest.get("brief", False)}
+        self._team.tell(_Observe(step=step, **how, buffers=buffers))
         observation, failure = None, None
         self._is_observing = True
         try:
@@ -198,7 +201,7 @@ class Mirror:
             buffers = {name: b.to(device) for name, b in message.buffers.items()}
             state = {**(self._first_state or {}), **buffers}
         self._first_state = None
-        self._tracker.observe(model, message.step, state=state)
+        self._tracker.observe(model, message.step, state=state, brief=message.brief)
 
     def _heard_probe(self, model: nn.Module) -> Callable[[int], ProbeBatch]:
         def fresh(_step: int) -> ProbeBatch:

@@ -6,6 +6,7 @@ When to observe is another file's business, and so is what happens when measurin
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ntkwatch.integrations.mishaps import Mishaps, in_words
 from ntkwatch.integrations.outlet import FOLDER, Outlet
 from ntkwatch.jacobian.memory import is_out_of_memory
 from ntkwatch.watch.bands import Strength
-from ntkwatch.watch.budget import OverheadBudget
+from ntkwatch.watch.budget import Kind, OverheadBudget
 from ntkwatch.watch.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
@@ -33,7 +34,7 @@ class Observer:
 
     Args:
         outlet: Where numbers go.
-        budget: What is charged for the time that observing takes.
+        budget: Learns what an observation costs.
         mishaps: What happens when something cannot be handed over.
         on_verdict: Called with the verdict when its strength changes.
 
@@ -67,9 +68,10 @@ class Observer:
         step: int,
         *,
         reference: bool = False,
+        brief: bool = False,
         **rest: Any,
     ) -> None:
-        """Observe, and charge the budget for it, also if that fails.
+        """Observe, and let the budget know the price, also if that fails.
 
         Args:
             tracker: That observes.
@@ -77,14 +79,16 @@ class Observer:
             model: The model.
             step: Optimizer steps taken so far.
             reference: Whether the reference is taken, which costs more than what follows.
+            brief: Whether to leave out the kernel, as the budget asked.
             rest: Epoch, x axis of the run's loggers, weights to measure in place of the model's,
                 and whether training is over.
         """
         began = time.perf_counter()
         try:
-            self._observe(tracker, files, model, step, began, **rest)
+            self._observe(tracker, files, model, step, brief=brief, **rest)
         finally:
-            self._budget.spend(time.perf_counter() - began, reference=reference)
+            kind: Kind = "brief" if brief else "whole"
+            self._budget.note_price(time.perf_counter() - began, None if reference else kind)
 
     def _observe(
         self,
@@ -92,8 +96,8 @@ class Observer:
         files: RunFiles,
         model: nn.Module,
         step: int,
-        began: float,
         *,
+        brief: bool,
         last: bool = False,
         **place: Any,
     ) -> None:
@@ -103,19 +107,24 @@ class Observer:
         self.tell_start_loss(tracker, files, self.losses.first)
         loss = tracker.loss_start if is_first else self.losses.mean
         training = None if self.training is None else self.training()
-        observation = self._measured(tracker, model, step, loss=loss, training=training, **place)
+        how: dict[str, Any] = {"loss": loss, "training": training, "brief": brief, **place}
+        seen = self._measured(tracker, model, step, **how)
         self._mishaps.observed()
-        before, self.verdict = self.verdict, judge(tracker.history)
+        before = self.verdict
+        if before is None or not seen.is_brief:  # which has too little to judge by
+            self.verdict = judge(tracker.history)
+        assert self.verdict is not None
         trying = self._mishaps.unwritten
         if is_first:
             self._outlet.begin(tracker, files, trying)
         with trying("the end of the warm-up", FOLDER):
             if tracker.warmup is not None and tracker.warmup is not warmup:
                 files.write_anchor(tracker.warmup, "warmup")
-        share = self._budget.share_with(time.perf_counter() - began)
-        self._outlet.observed(
-            tracker, observation, self.verdict, files, trying, share=share, last=last
-        )
+        share, spent = self._budget.share, self._budget.spent
+        cost: dict[str, Any] = {"overhead_share": share, "overhead_seconds": spent}
+        seen = replace(seen, **cost, at_end=last)
+        tracker.history.add(seen)
+        self._outlet.observed(tracker, seen, self.verdict, files, trying, last=last)
         with trying("the reference", FOLDER):
             if not is_first and tracker.reference is not reference:
                 self._outlet.begin_again(tracker, files)

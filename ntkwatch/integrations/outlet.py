@@ -11,6 +11,7 @@ from ntkwatch.integrations.actions import do_all
 from ntkwatch.integrations.dashboard import Dashboard
 from ntkwatch.integrations.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
+from ntkwatch.watch.plain import to_plain
 from ntkwatch.watch.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
@@ -116,7 +117,6 @@ class Outlet:
         files: RunFiles,
         trying: Trying = as_it_comes,
         *,
-        share: float,
         last: bool = False,
     ) -> None:
         """Write one observation to the folder, to every logger and to TensorBoard.
@@ -127,11 +127,10 @@ class Outlet:
             verdict: As of it.
             files: The run's folder.
             trying: Keeps a failure of one sink away from the others.
-            share: Share of wall time spent on observing.
             last: Whether training is over.
         """
         x = observation.step if observation.logged_step is None else observation.logged_step
-        values = scalars_of(observation, verdict, share=share)
+        values = scalars_of(observation, verdict)
         scalars = {f"{self._settings.name}/{tag}": value for tag, value in values.items()}
         what = f"what it saw at step {observation.step}"
         with trying(what, FOLDER):
@@ -175,6 +174,8 @@ class Outlet:
             do_all(self._dashboard.finish(tracker, verdict))
 
     def _write_report(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
-        files.write_json("verdict.json", verdict.to_plain())
+        cost = tracker.history.cost
+        about = {} if cost is None else {"cost": to_plain(cost)}
+        files.write_json("verdict.json", {**verdict.to_plain(), **about})
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
         files.write_text("report.html", render_html(tracker.history, verdict, title=title))

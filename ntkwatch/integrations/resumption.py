@@ -25,7 +25,7 @@ class EarlierPart:
         probe: Its probe.
         start: Its reference.
         warmup: Its anchor at the end of the warm-up, if that was reached.
-        last_kernel: Trace kernel of its last observation, if that was written.
+        last_kernel: Trace kernel of its last whole observation, if that was written.
     """
 
     files: RunFiles
@@ -39,8 +39,9 @@ class EarlierPart:
 def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) -> EarlierPart | None:
     """Return the earlier part of an interrupted run, with its history cut at the checkpoint.
 
-    What was seen after the checkpoint was written is about to happen again; a history that loses
-    lines this way is kept beside the shortened one.
+    What was seen after the checkpoint was written is about to happen again; and what was seen
+    because training ended there, when none was due, would not be in the history of a run that went
+    on. A history that loses lines this way is kept beside the shortened one.
 
     Args:
         folder: That the interrupted run wrote to.
@@ -60,10 +61,11 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
         return None
     if files.folder.resolve() == earlier.folder.resolve():
         files = earlier
+        files.sweep()
     else:
         files = RunFiles(free_folder(files.folder))
         files.copy_from(earlier, until=step)
-    kept = tuple(observation for observation in then if observation.step <= step)
+    kept = tuple(seen for seen in then if seen.step <= step and not seen.at_end)
     gaps = tuple(gap for gap in then.gaps if gap.step <= step)
     if len(kept) < len(then) and files is earlier:
         files.set_aside()
@@ -73,14 +75,15 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
     start = files.read_anchor(device=device)
     warmup = files.read_anchor("warmup", device=device)
     assert start is not None
-    in_time = warmup is not None and warmup.step <= step
+    whole = history.last_whole
+    in_time = warmup is not None and warmup.step in {seen.step for seen in kept}
     return EarlierPart(
         files=files,
         history=history,
         probe=files.read_probe(),
         start=start,
         warmup=warmup if in_time else None,
-        last_kernel=files.read_kernel(kept[-1].step, device=device) if kept else None,
+        last_kernel=None if whole is None else files.read_kernel(whole.step, device=device),
     )
 
 

@@ -63,13 +63,12 @@ _CURVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def scalars_of(observation: Observation, verdict: Verdict, *, share: float) -> dict[str, float]:
+def scalars_of(observation: Observation, verdict: Verdict) -> dict[str, float]:
     """Return the scalars that a run's loggers get, without prefix; what is unknown is left out.
 
     Args:
         observation: The last observation.
-        verdict: As of it.
-        share: Share of wall time spent on observing.
+        verdict: As of the last whole one.
 
     Returns:
         Values by tag.
@@ -82,7 +81,7 @@ def scalars_of(observation: Observation, verdict: Verdict, *, share: float) -> d
     # Only where weights decay; the verdict then reads this one.
     values["linearization_error_decayed"] = observation.linearization_error_decayed
     values["strength"] = verdict.strength.rank
-    values["overhead_share"] = share
+    values["overhead_share"] = observation.overhead_share
     return {tag: float(value) for tag, value in values.items() if value is not None}
 
 

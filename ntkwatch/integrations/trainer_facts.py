@@ -17,8 +17,10 @@ __all__ = [
     "can_watch",
     "crew_of",
     "loss_of",
+    "may_stop_early",
     "place_of",
     "refused_strategy",
+    "time_left",
     "total_steps",
     "training_facts",
 ]
@@ -56,6 +58,36 @@ def total_steps(trainer: Any) -> int | None:
     return None if total in (-1, float("inf")) else int(total)
 
 
+def may_stop_early(trainer: Any) -> bool:
+    """Return whether a callback may end the run before its time.
+
+    Args:
+        trainer: Lightning trainer.
+
+    Returns:
+        True if so; a user who interrupts it, or a training step that stops it, is not foreseen.
+    """
+    return any(_is_a(callback, "EarlyStopping") for callback in trainer.callbacks)
+
+
+def time_left(trainer: Any) -> float | None:
+    """Return the seconds until a clock ends the run (``max_time``), or None without one.
+
+    Args:
+        trainer: Lightning trainer.
+
+    Returns:
+        The least of all clocks' times.
+    """
+    clocks = [callback for callback in trainer.callbacks if _is_a(callback, "Timer")]
+    left = [clock.time_remaining() for clock in clocks if hasattr(clock, "time_remaining")]
+    return min((float(seconds) for seconds in left if seconds is not None), default=None)
+
+
+def _is_a(callback: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(callback).__mro__)
+
+
 def loss_of(trainer: Any, outputs: Any) -> Tensor | None:
     """Return the training step's loss as the user's ``training_step`` gave it, or None.
 
@@ -68,7 +100,10 @@ def loss_of(trainer: Any, outputs: Any) -> Tensor | None:
     """
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     # Under automatic optimization Lightning hands out the loss divided by the accumulated batches.
-    return loss * trainer.accumulate_grad_batches if isinstance(loss, Tensor) else None
+    batches = trainer.accumulate_grad_batches
+    if not isinstance(loss, Tensor):
+        return None
+    return loss if batches == 1 else loss * batches
 
 
 def number_of(optimizer: Any, trainer: Any) -> int:

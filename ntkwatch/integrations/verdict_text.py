@@ -60,6 +60,8 @@ def turns_of(history: History) -> list[Turn]:
     """
     turns: list[Turn] = []
     for count, observation in enumerate(history, start=1):
+        if turns and observation.is_brief:  # which has too little to judge by
+            continue
         verdict = judge(History(history.run, history.observations[:count]))
         if not turns or turns[-1].label != verdict.label:
             turns.append(Turn.at(observation, verdict))

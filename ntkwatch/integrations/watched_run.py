@@ -4,8 +4,6 @@ No training framework is known here: a callback tells it where training is and h
 """
 
 import math
-import shlex
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +13,15 @@ from torch import Tensor, nn
 
 from ntkwatch.errors import DivergedError, InputError
 from ntkwatch.integrations.beginning import Beginning, earlier_part
+from ntkwatch.integrations.closing import closing_words
 from ntkwatch.integrations.crew import Crew
 from ntkwatch.integrations.gathering import Gathering
 from ntkwatch.integrations.mishaps import Mishaps, in_words, say
 from ntkwatch.integrations.observer import Observer
-from ntkwatch.integrations.outlet import Outlet
+from ntkwatch.integrations.outlet import FOLDER, Outlet
 from ntkwatch.integrations.resumption import EarlierPart, free_folder
-from ntkwatch.watch.budget import OverheadBudget
+from ntkwatch.watch.budget import Kind, OverheadBudget
+from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Gap
@@ -38,6 +38,8 @@ _NOTHING_TO_DRAW_FROM = (
     "whose items can be read one by one. Use resample_probe=False, which gathers one probe from "
     "the first batches, or a map-style dataset."
 )
+
+_SELDOM = 50  # of the steps so far, one in so many passes before processes meet again for nothing
 
 
 class WatchedRun:
@@ -77,7 +79,7 @@ class WatchedRun:
     ) -> None:
         self.files = RunFiles(folder)
         self._outlet, self._schedule = outlet, schedule
-        self._capped = max_overhead is not None
+        self._promised = max_overhead
         self._budget = OverheadBudget(1.0 if max_overhead is None else max_overhead)
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
         self._mishaps = Mishaps(on_error)
@@ -126,8 +128,15 @@ class WatchedRun:
         losses, first = self._observer.losses, self._tracker.loss_start
         first = losses.first if first is None else first
         folder = str(self.files.folder.resolve())
-        decay = self._beginning.decay.state()
-        return {"folder": folder, "loss_start": first, "losses": losses.recent, "decay": decay}
+        seconds = {"overhead_seconds": self._budget.spent, "elapsed_seconds": self._budget.elapsed}
+        return {
+            "folder": folder,
+            "loss_start": first,
+            "losses": losses.recent,
+            "weights": self._tracker.last_weights,
+            "decay": self._beginning.decay.state(),
+            **seconds,
+        }
 
     # From the first batch to the last. ------------------------------------------------------------
 
@@ -140,6 +149,8 @@ class WatchedRun:
         interrupted: dict[str, Any] | None,
         draw: Callable[[int], ProbeBatch | None],
         resample: bool = False,
+        may_stop_early: bool = False,
+        time_left: Callable[[], float | None] | None = None,
         training: Callable[[], Training] | None = None,
     ) -> None:
         """Go on with an interrupted run, or draw a probe for a new one.
@@ -151,13 +162,13 @@ class WatchedRun:
             interrupted: State that the interrupted run left in its checkpoint, or None.
             draw: Given a seed, returns a probe, or None to gather one from the first batches.
             resample: Whether to draw a fresh probe for every observation.
+            may_stop_early: Whether something may end training before its time.
+            time_left: Tells how many seconds are left on a clock that ends training.
             training: Tells how the model is trained at the moment, as far as that is known.
 
         Raises:
             InputError: If fresh probes are wanted and there is no dataset to draw them from.
         """
-        self._budget.start()
-        began = time.perf_counter()
         interrupted = interrupted or {}
         self._observer.training = training
         self._beginning = Beginning(
@@ -168,6 +179,8 @@ class WatchedRun:
             new=self._crew.new_tracker,
         )
         self._schedule.expect(total_steps)
+        if not may_stop_early:
+            self._budget.expect(total_steps, first_step=step, time_left=time_left)
         device = next(model.parameters()).device
         earlier = earlier_part(interrupted, self.files, step=step, device=device)
         if earlier is not None:
@@ -179,14 +192,18 @@ class WatchedRun:
                 raise InputError(_NOTHING_TO_DRAW_FROM)
             if probe is not None:
                 self._tracker = self._beginning.tracker(probe, self.files)
-        self._budget.spend(time.perf_counter() - began, reference=True)
 
     def _go_on(self, earlier: EarlierPart, step: int, interrupted: dict[str, Any]) -> None:
         """Take up the history of the interrupted run."""
         self.files = earlier.files
-        self._tracker = self._beginning.tracker_of(earlier, interrupted.get("decay"))
+        self._tracker = self._beginning.tracker_of(
+            earlier, weights=interrupted.get("weights"), decay=interrupted.get("decay")
+        )
         first = interrupted.get("loss_start")
         self._observer.tell_start_loss(self._tracker, self.files, first)
+        before = [interrupted.get(f"{key}_seconds", 0.0) for key in ("overhead", "elapsed")]
+        self._budget.go_on_from(*before)
+        self._budget.learn(earlier.history)
         self._observer.losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
         self._outlet.lay_out(self._mishaps.unwritten)
@@ -231,22 +248,20 @@ class WatchedRun:
         """Observe if the schedule says so and the budget allows it."""
         if not self.has_reference or step < self.next_step:
             return
-        if not self._capped or self._budget.affords_another():
-            self._observe(model, step, **place)
+        kind: Kind | None = "whole" if self._promised is None else self._budget.choice(step)
+        if kind is not None:
+            self._observe(model, step, brief=kind == "brief", **place)
         elif not self._crew.is_alone:
-            self._not_before = step + self._steps_to_wait(step)
-
-    def _steps_to_wait(self, step: int) -> int:
-        """Steps until other processes are asked to meet again: half of those it will take."""
-        taken = step - self._beginning.step
-        seconds = self._budget.seconds_to_wait()
-        return max(1, int(seconds / 2 * taken / max(self._budget.elapsed, 1e-9)))
+            # Others are asked to meet again when a little more has come in, not at every step.
+            self._not_before = step + max(1, (step - self._beginning.step) // _SELDOM)
 
     def observe_last(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe the end of training, unless that was done just now."""
         self.take_gathered_reference(model)
-        seen = self.history[-1].step if len(self.history) else None
-        if self.has_reference and step not in (seen, self._observer.tried):
+        if not self.has_reference:
+            return
+        seen = self.history[-1]
+        if seen.is_brief or step not in (seen.step, self._observer.tried):
             self._observe(model, step, **place, last=True)
 
     def _observe(self, model: nn.Module, step: int, **rest: Any) -> None:
@@ -260,13 +275,18 @@ class WatchedRun:
             return
         self._finished = True
         self._observer.verdict = verdict = judge(self.history)
+        self.history.cost = self._cost()
         self._outlet.finish(self._tracker, verdict, self.files, self._mishaps.unwritten)
-        folder = self.files.folder
-        where = f"See {folder / 'report.html'} or run: ntkwatch report {shlex.quote(str(folder))}"
-        self._tell(
-            f"ntkwatch: {verdict.label} (step {verdict.step}, {len(self.history)} "
-            f"observations, {self._budget.spent:.1f} s or {self._budget.share:.1%} of the time). "
-            f"{where if self._keeps_files else 'Nothing is kept of a trial run.'}"
+        # Once more, with what the report itself took.
+        self.history.cost = cost = self._cost()
+        with self._mishaps.unwritten("the cost", FOLDER):
+            self.files.append(cost)
+        self._tell(closing_words(verdict, cost, self.files.folder if self._keeps_files else None))
+
+    def _cost(self) -> Cost:
+        brief = sum(seen.is_brief for seen in self.history)
+        return self._budget.cost(
+            promised=self._promised, observations=len(self.history), brief=brief
         )
 
     def let_go(self) -> None:
@@ -274,12 +294,13 @@ class WatchedRun:
         self._observer.losses.let_go()
         self._gathering = self._observer.training = None
         self._beginning.let_go()
+        self._budget.expect(None)
 
     # Failures. ------------------------------------------------------------------------------------
 
     @contextmanager
     def harmless(self, step: int) -> Iterator[None]:
-        """Keep failures to observe away from the training, as ``on_error`` says.
+        """Keep failures away from the training, as ``on_error`` says, and count the time.
 
         Args:
             step: Optimizer steps taken so far.
@@ -287,15 +308,17 @@ class WatchedRun:
         Yields:
             Nothing.
         """
-        try:
-            yield
-        except DivergedError as error:
-            if not self.has_reference:
+        self._budget.start()
+        with self._budget.counting():
+            try:
+                yield
+            except DivergedError as error:
+                if not self.has_reference:
+                    self._failed(step, error)
+                elif self._mishaps.diverged(step, error):
+                    self._missed(Gap(step=step, reason=in_words(error), kind="diverged"))
+            except Exception as error:
                 self._failed(step, error)
-            elif self._mishaps.diverged(step, error):
-                self._missed(Gap(step=step, reason=in_words(error), kind="diverged"))
-        except Exception as error:
-            self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
         if self._mishaps.raises:

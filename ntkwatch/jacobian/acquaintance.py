@@ -31,12 +31,21 @@ class Acquaintance:
         output_shape: Of the outputs with all samples; None before the first call.
         written: Parameters that the forward pass writes to without changing a value.
         independent: Whether samples were found to be independent.
+        feeding: Weights that feed a BatchNorm on batch statistics; None before they were looked
+            for.
+        rescalable: Those of them whose norm was found to make no difference, at the last look.
+        linearized: By which method Jacobian-vector products are taken, once one was checked.
+        products: How many were taken.
     """
 
     guess: tuple[ForwardFn, str] | None = None
     output_shape: tuple[int, ...] | None = None
     written: tuple[str, ...] = ()
     independent: bool = False
+    feeding: tuple[str, ...] | None = None
+    rescalable: tuple[str, ...] | None = None
+    linearized: str | None = None
+    products: int = 0
 
 
 _met: WeakKeyDictionary[nn.Module, dict[Hashable, Acquaintance]] = WeakKeyDictionary()

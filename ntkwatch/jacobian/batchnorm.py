@@ -24,8 +24,9 @@ from ntkwatch.jacobian.spec import BatchNormMode
 
 __all__ = [
     "batch_statistics",
+    "modules_named",
     "moving_batchnorms",
-    "norm_matched",
+    "on_probe",
     "outputs_on",
     "probe_statistics",
     "statistics_in",
@@ -33,8 +34,6 @@ __all__ = [
 ]
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-_SAME_FUNCTION = 1e-3  # epsilon of 1e-5 under variances above 1e-2
-_FEEDERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def moving_batchnorms(model: nn.Module) -> list[str]:
@@ -111,7 +110,7 @@ def batch_statistics(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    modules = [m for m in _by_name(model, names).values() if isinstance(m, _BatchNorm)]
+    modules = [m for m in modules_named(model, names).values() if isinstance(m, _BatchNorm)]
     before = [(module, module.training, module.track_running_stats) for module in modules]
     try:
         for module in modules:
@@ -135,6 +134,12 @@ def probe_statistics(function: ModelFunction, inputs: Inputs, names: Sequence[st
         Mean and biased variance of each one's inputs over the probe, by buffer name. A BatchNorm
         that is called several times has no single such pair and is left out.
     """
+    return _statistics_and_outputs(function, inputs, names)[0]
+
+
+def _statistics_and_outputs(
+    function: ModelFunction, inputs: Inputs, names: Sequence[str]
+) -> tuple[Params, Tensor]:
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
 
     def recorder(name: str) -> Any:
@@ -146,18 +151,40 @@ def probe_statistics(function: ModelFunction, inputs: Inputs, names: Sequence[st
 
         return keep
 
-    modules = _by_name(function.model, names)
+    modules = modules_named(function.model, names)
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(batch_statistics(function.model, names))
         for name, module in modules.items():
             stack.callback(module.register_forward_pre_hook(recorder(name)).remove)
-        function({}, inputs)
+        outputs = function({}, inputs)
     statistics: Params = {}
     for name, pairs in found.items():
         if len(pairs) == 1:
             prefix = f"{name}." if name else ""
             statistics[f"{prefix}running_mean"], statistics[f"{prefix}running_var"] = pairs[0]
-    return statistics
+    return statistics, outputs
+
+
+def on_probe(
+    function: ModelFunction, inputs: Inputs, names: Sequence[str]
+) -> tuple[Params, Tensor, Tensor]:
+    """Return the statistics of the probe, and the outputs on them.
+
+    Args:
+        function: The model as a function.
+        inputs: The probe.
+        names: BatchNorms that training runs on batch statistics.
+
+    Returns:
+        Buffers to use instead of the model's; the outputs that these give; those of the batch
+        function, which are the same up to rounding unless a BatchNorm is called several times.
+    """
+    with _enough_samples(function, inputs):
+        statistics, outputs = _statistics_and_outputs(function, inputs, names)
+        if len(statistics) == 2 * len(names):
+            return statistics, outputs, outputs
+        with torch.no_grad():
+            return statistics, function({}, inputs, statistics), outputs
 
 
 def outputs_on(
@@ -166,28 +193,29 @@ def outputs_on(
     inputs: Inputs,
     names: Sequence[str],
     buffers: Params,
-) -> tuple[Params, Tensor]:
-    """Return the outputs on given statistics, and the buffers that give them.
+) -> Tensor:
+    """Return the outputs on statistics other than the probe's.
 
     Args:
         statistics: As ``statistics_in`` gives them.
         function: The model as a function.
         inputs: The probe.
         names: BatchNorms that training runs on batch statistics.
-        buffers: To use instead of the model's, those of the probe apart.
+        buffers: To use instead of the model's.
 
     Returns:
-        Buffers to use instead of the model's, and outputs.
-
-    Raises:
-        InputError: If the probe is too small to have statistics.
+        Outputs.
     """
+    on_batch = names if statistics == "batch" else ()
+    fixed = batch_statistics(function.model, on_batch)
+    with _enough_samples(function, inputs), torch.no_grad(), fixed:
+        return function({}, inputs, buffers)
+
+
+@contextmanager
+def _enough_samples(function: ModelFunction, inputs: Inputs) -> Iterator[None]:
     try:
-        if statistics == "probe":
-            buffers = probe_statistics(function, inputs, names)
-        on_batch = names if statistics == "batch" else ()
-        with torch.no_grad(), batch_statistics(function.model, on_batch):
-            return buffers, function({}, inputs, buffers)
+        yield
     except ValueError as error:
         raise InputError(
             f"the BatchNorms of {type(function.model).__name__} find no statistics in "
@@ -196,84 +224,16 @@ def outputs_on(
         ) from error
 
 
-def norm_matched(
-    function: ModelFunction, inputs: Inputs, names: Sequence[str], reference: Params
-) -> Params:
-    """Return the present weights, those that feed a BatchNorm rescaled to their reference norm.
-
-    The batch function does not see the norm of such a weight's output channels, but a
-    linearization around the reference does: it would count growth of a norm as error.
+def modules_named(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the modules of a model with these clean names.
 
     Args:
-        function: The model as a function, holding the present parameters.
-        inputs: The probe.
-        names: Clean names of BatchNorms on batch statistics.
-        reference: Parameters at the reference.
+        model: The model.
+        names: Clean names.
 
     Returns:
-        All parameters. A weight whose rescaling would change the batch function by more than the
-        norms' epsilon explains (because it is used elsewhere too, say) is as it was.
+        Modules by clean name.
     """
-    rescaled = {
-        name: _rescaled(function.params[name], reference[name])
-        for name in _feeding_weights(function, inputs, names)
-    }
-    with torch.no_grad(), batch_statistics(function.model, names):
-        before = function({}, inputs)
-
-        def same(changed: Params) -> bool:
-            after = function(changed, inputs)
-            return bool((after - before).norm() <= _SAME_FUNCTION * before.norm())
-
-        if not same(rescaled):
-            rescaled = {name: weight for name, weight in rescaled.items() if same({name: weight})}
-        matched = {**function.params, **rescaled}
-        return matched if same(rescaled) else dict(function.params)
-
-
-def _rescaled(now: Tensor, reference: Tensor) -> Tensor:
-    """A weight with the norms per output channel of another."""
-    sizes_now = now.flatten(1).norm(dim=1)
-    sizes_then = reference.to(now).flatten(1).norm(dim=1)
-    factor = torch.where(sizes_now > 0, sizes_then / sizes_now, torch.ones_like(sizes_now))
-    return now * factor.view(-1, *[1] * (now.ndim - 1))
-
-
-def _feeding_weights(function: ModelFunction, inputs: Inputs, names: Sequence[str]) -> list[str]:
-    """Weights of the linear and convolution modules whose output is just what a BatchNorm reads."""
-    produced: dict[int, tuple[str, int]] = {}
-    kept: list[Tensor] = []  # so that an id is not given to another tensor during the pass
-    uses: dict[str, int] = {}
-    feeding: list[str] = []
-
-    def note_output(name: str) -> Any:
-        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
-            produced[id(output)] = name, output._version
-            kept.append(output)
-            uses[name] = uses.get(name, 0) + 1
-
-        return keep
-
-    def note_input(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        name, version = produced.get(id(args[0]), ("", -1))
-        if args[0]._version == version:  # else something was done to it in place
-            feeding.append(name)
-
-    model = function.model
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(batch_statistics(model, names))
-        for name, module in model.named_modules():
-            if isinstance(module, _FEEDERS):
-                hook = module.register_forward_hook(note_output(clean_name(name)))
-                stack.callback(hook.remove)
-        for module in _by_name(model, names).values():
-            stack.callback(module.register_forward_pre_hook(note_input).remove)
-        function({}, inputs)
-    weights = [f"{name}.weight" if name else "weight" for name in feeding if uses[name] == 1]
-    return [name for name in weights if name in function.params]
-
-
-def _by_name(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     wanted = set(names)
     return {
         clean_name(name): module

@@ -42,6 +42,7 @@ class Ingredients:
         buffers: Buffers to use instead of the model's own.
         coupled: Whether the samples are one function of the whole batch.
         batchnorms: BatchNorms that run on batch statistics if they are.
+        checked: Whether the structured engine was held against plain autograd already.
     """
 
     make: Callable[[torch.dtype], ModelFunction]
@@ -51,6 +52,7 @@ class Ingredients:
     buffers: Params
     coupled: bool
     batchnorms: tuple[str, ...]
+    checked: bool = False
 
 
 def compute(
@@ -116,7 +118,8 @@ def _structured(
     layers = {name: layer_of(name) for name in of.names}
     if of.coupled or engine not in ("auto", "structured"):
         return Served(parts=None, left_out=of.names, reason="")
-    served = serve(of.make, of.function, inputs, columns, of.reduction, layers, of.buffers, budget)
+    what = (of.make, of.function, inputs, columns, of.reduction, layers, of.buffers, budget)
+    served = serve(*what, checked=of.checked)
     if served.left_out and (engine == "structured" or not of.function.replaceable):
         cure = (
             "Use engine='auto', which computes them by plain autograd"

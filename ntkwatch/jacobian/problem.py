@@ -6,13 +6,14 @@ Which engine computes what is decided in ``compute``.
 import copy
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError, OutputError
 from ntkwatch.jacobian.acquaintance import acquainted, kind_of_use
-from ntkwatch.jacobian.batchnorm import batch_statistics, outputs_on, statistics_in
+from ntkwatch.jacobian.batchnorm import batch_statistics, on_probe, outputs_on, statistics_in
 from ntkwatch.jacobian.compute import Ingredients, compute
 from ntkwatch.jacobian.coupling import check_repeatable, check_samples_independent
 from ntkwatch.jacobian.first_call import attempt_on_copies, first_call
@@ -45,6 +46,8 @@ class Problem:
         spec: Settings.
         batchnorms: BatchNorms that training runs on batch statistics.
         use: What this use of the model is remembered by.
+        on_batch: Outputs on the probe's own batch statistics, as the model gives them, where they
+            were needed to make the problem ready; or None.
     """
 
     def __init__(
@@ -58,11 +61,12 @@ class Problem:
         spec: KernelSpec,
         batchnorms: Sequence[str] = (),
         use: Hashable = None,
+        on_batch: Tensor | None = None,
     ) -> None:
         self.make = make
         self.function, self.inputs, self.reduction = function, inputs, reduction
         self.names, self.buffers, self.spec = names, buffers, spec
-        self.batchnorms, self.use = batchnorms, use
+        self.batchnorms, self.use, self.on_batch = batchnorms, use, on_batch
 
     @property
     def row_bytes(self) -> int:
@@ -81,6 +85,14 @@ class Problem:
 
         there = copy.copy(self)
         there.make, there.function = make, make(self.function.dtype)
+        there.on_batch = None
+        return there
+
+    def traced(self) -> "Problem":
+        """Return the same problem with the kernel summed over its outputs: much less work."""
+        there = copy.copy(self)
+        there.reduction = replace(self.reduction, name="trace", full=False)
+        there.spec = replace(self.spec, outputs="trace")
         return there
 
     def with_buffers(self, buffers: Params) -> "Problem":
@@ -129,8 +141,12 @@ class Problem:
         budget: int,
         other: Inputs | None = None,
         order: Tensor | None = None,
+        checked: bool = False,
     ) -> Kernel:
-        """Return the kernel; ``order`` takes the samples in another order and puts them back."""
+        """Return the kernel; ``order`` takes the samples in another order and puts them back.
+
+        ``checked`` spares the engine's look at itself, where it was made on more of these samples.
+        """
         inputs = self.inputs if order is None else take(self.inputs, order)
         columns = None if other is None else self._columns(other)
         ingredients = Ingredients(
@@ -141,6 +157,7 @@ class Problem:
             buffers=self.buffers,
             coupled=self.spec.coupled,
             batchnorms=tuple(self.batchnorms),
+            checked=checked,
         )
         matrix, layers, coverage, plan = compute(ingredients, inputs, columns, engine, budget)
         if self.reduction.full:
@@ -204,6 +221,7 @@ def prepare(
     batchnorm: BatchNormMode = "running",
     reference: Params | None = None,
     state: Params | None = None,
+    for_kernel: bool = True,
 ) -> Problem:
     """Return a problem whose inputs, outputs and weights are checked.
 
@@ -221,6 +239,7 @@ def prepare(
         reference: Buffers at the reference step, for ``batchnorm="reference"``; by default the
             present ones.
         state: Parameters and buffers by clean name, to use instead of the model's present ones.
+        for_kernel: Whether a kernel is wanted; else statistics for it are not gathered.
 
     Returns:
         The problem.
@@ -256,8 +275,13 @@ def prepare(
     function = make(dtype)
     statistics = statistics_in(model, batchnorm, batchnorms)
     buffers = function.own_buffers(reference or {}) if statistics == "reference" else {}
-    if buffers or statistics in ("probe", "batch"):
-        buffers, values = outputs_on(statistics, function, inputs, batchnorms, buffers)
+    on_batch: Tensor | None = None
+    if statistics == "probe" and not for_kernel:
+        values = on_batch = outputs_on("batch", function, inputs, batchnorms, {})
+    elif statistics == "probe":
+        buffers, values, on_batch = on_probe(function, inputs, batchnorms)
+    elif buffers or statistics == "batch":
+        values = outputs_on(statistics, function, inputs, batchnorms, buffers)
     check_outputs(values, n)
     check_outputs_finite(values, model)
     known.output_shape = tuple(values.shape)
@@ -270,4 +294,6 @@ def prepare(
         batchnorm=statistics,
         forward=words,
     )
-    return Problem(make, function, inputs, reduction, names, buffers, spec, batchnorms, use)
+    return Problem(
+        make, function, inputs, reduction, names, buffers, spec, batchnorms, use, on_batch
+    )

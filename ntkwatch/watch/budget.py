@@ -1,16 +1,44 @@
-"""What watching costs, as a share of wall time, and whether one more observation is affordable."""
+"""What watching costs, as a share of wall time, and which kind of observation is affordable now.
 
+The reference is dear, and the last observation and the report have to be paid for in the end. Where
+the length of a run is known, what all of it allows is laid out over all of it; where it may end at
+any moment, nothing is spent that has not come in, with the end put aside. Observations differ in
+price: a whole one takes the kernel, a brief one does without, and a part is put by for whole ones.
+"""
+
+import math
+import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
 
-__all__ = ["OverheadBudget"]
+from ntkwatch.watch.cost import Cost
+from ntkwatch.watch.records import Observation
+
+__all__ = ["Kind", "OverheadBudget"]
+
+Kind = Literal["whole", "brief"]
+
+_RECENT = 5  # prices that a median is taken of: the first is dearer, and one may be an accident
+# Of what there is for observing, the part that brief observations may take: they are many and
+# cheap, and draw the curves between whole ones.
+_BRIEF_SHARE = 0.7
+# A brief observation that costs more of a whole one than this is not worth its gaps.
+_WORTH_IT = 0.6
+# Before one was made, its price as a part of the reference's, which holds every check besides.
+_GUESSED: dict[Kind, float] = {"whole": 0.6, "brief": 0.1}
+_PATIENCE = 0.002  # of the time so far, after which what was too dear is asked for again
+_REPORT = 0.5  # seconds: verdict, pictures and page of an ordinary run
+_MARGIN = 1.2  # on what is put aside for the end, whose price is not known before
 
 
 class OverheadBudget:
-    """Counts the seconds spent on observing against the seconds that have passed.
+    """Counts the seconds spent on watching against the seconds that have passed.
 
     Args:
-        max_overhead: Share of wall time that observing may take, in (0, 1].
+        max_overhead: Share of wall time that watching may take, in (0, 1].
         clock: Seconds that only grow.
     """
 
@@ -20,45 +48,177 @@ class OverheadBudget:
         self.max_overhead = max_overhead
         self._clock = clock
         self._start: float | None = None
-        self.spent = 0.0
-        self._dearest = 0.0
+        self._spent, self._before = 0.0, (0.0, 0.0)
+        self._depth, self._since = 0, 0.0
+        self._reference = 0.0
+        self._on: dict[Kind, float] = {"whole": 0.0, "brief": 0.0}
+        self._recent: dict[Kind, deque[float]] = {
+            "whole": deque(maxlen=_RECENT),
+            "brief": deque(maxlen=_RECENT),
+        }
+        self._prices: dict[Kind, float] = {"whole": 0.0, "brief": 0.0}
+        self._first_step, self._total_steps = 0, 0
+        self._time_left: Callable[[], float | None] | None = None
+        self._at_first: float | None = None
+        self._ask_again = 0.0
 
     def start(self) -> None:
         """Begin to count wall time."""
         if self._start is None:
             self._start = self._clock()
 
-    def spend(self, seconds: float, *, reference: bool = False) -> None:
-        """Note what something cost.
+    def go_on_from(self, spent: float, elapsed: float) -> None:
+        """Count what came before an interruption.
 
         Args:
-            seconds: Wall time.
-            reference: Whether it was the reference, which costs more than what follows.
+            spent: Seconds that watching took until then.
+            elapsed: Seconds that passed until then, watching included.
         """
-        self.spent += seconds
-        if not reference:
-            self._dearest = max(self._dearest, seconds)
+        self._before = (self._before[0] + spent, self._before[1] + elapsed)
+
+    def expect(
+        self,
+        total_steps: int | None,
+        *,
+        first_step: int = 0,
+        time_left: Callable[[], float | None] | None = None,
+    ) -> None:
+        """Say how long the run is, where it is known: all of it then pays for reference and end.
+
+        Args:
+            total_steps: Optimizer steps that the run will take, or None.
+            first_step: Steps taken when this part of it began.
+            time_left: Tells how many seconds are left on a clock that ends the run.
+        """
+        self._first_step, self._total_steps = first_step, total_steps or 0
+        self._time_left = time_left
+
+    # What was spent. ------------------------------------------------------------------------------
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what happens inside as spent on watching; once, however deep it is nested.
+
+        Yields:
+            Nothing.
+        """
+        if self._depth == 0:
+            self._since = self._clock()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._spent += self._clock() - self._since
+
+    def note_price(self, seconds: float, kind: Kind | None) -> None:
+        """Learn what an observation cost.
+
+        Args:
+            seconds: Wall time, which is being counted already.
+            kind: Which it was; None for the reference, whose checks are made once.
+        """
+        if kind is None:
+            self._reference = max(self._reference, seconds)
+            for guessed, part in _GUESSED.items():
+                self._prices[guessed] = part * self._reference
+            return
+        self._on[kind] += seconds
+        self._recent[kind].append(seconds)
+        self._prices[kind] = statistics.median(self._recent[kind])
+
+    @property
+    def spent(self) -> float:
+        """Seconds spent on watching so far, up to this moment."""
+        running = self._clock() - self._since if self._depth else 0.0
+        return self._before[0] + self._spent + running
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start, observing included."""
-        return 0.0 if self._start is None else self._clock() - self._start
+        """Seconds since the start, watching included."""
+        return self._before[1] + (0.0 if self._start is None else self._clock() - self._start)
 
     @property
     def share(self) -> float:
-        """Share of wall time spent on observing so far, in [0, 1]."""
-        return self.spent / self.elapsed if self.elapsed > 0 else 0.0
+        """Share of wall time spent on watching so far, in [0, 1]."""
+        elapsed = self.elapsed
+        return self.spent / elapsed if elapsed > 0 else 0.0
 
-    def share_with(self, seconds: float) -> float:
-        """Return the share with that much more counted as spent, which has passed already."""
-        return (self.spent + seconds) / self.elapsed if self.elapsed > 0 else 0.0
+    def learn(self, earlier: Iterable[Observation]) -> None:
+        """Learn prices from the observations of an interrupted run, whose cost is counted already.
 
-    def affords_another(self) -> bool:
-        """Return whether one more observation, and the last one, would stay within the share."""
-        return self.seconds_to_wait() <= 0
+        Args:
+            earlier: What was seen before the interruption.
+        """
+        for seen in earlier:
+            kind: Kind = "brief" if seen.is_brief else "whole"
+            self.note_price(seen.seconds, None if seen.step == seen.anchor_step else kind)
 
-    def seconds_to_wait(self) -> float:
-        """Return in how many seconds one more is affordable; none or fewer if it is now."""
-        # The last step is always observed, so its price is put aside beforehand.
-        expected = self.spent + 2 * self._dearest
-        return expected / self.max_overhead - (self.elapsed + 2 * self._dearest)
+    def cost(self, *, promised: float | None, observations: int, brief: int) -> Cost:
+        """Return what watching took up to now, as a record."""
+        spent, elapsed = self.spent, self.elapsed
+        return Cost(
+            seconds=spent,
+            elapsed=elapsed,
+            share=spent / elapsed if elapsed > 0 else 0.0,
+            promised=promised,
+            observations=observations,
+            brief=brief,
+        )
+
+    # What is affordable. --------------------------------------------------------------------------
+
+    def choice(self, step: int) -> Kind | None:
+        """Return the kind of observation to make now, or None if neither is affordable.
+
+        Args:
+            step: Optimizer steps taken so far.
+
+        Returns:
+            "whole" where that is affordable, else "brief" where that is, and is worth it.
+        """
+        if self.elapsed < self._ask_again:
+            return None
+        kind = self._affordable(step)
+        self._ask_again = 0.0 if kind is not None else self.elapsed * (1 + _PATIENCE)
+        return kind
+
+    def _affordable(self, step: int) -> Kind | None:
+        whole, brief = self._prices["whole"], self._prices["brief"]
+        purse, now = self._purse(step)
+        on_observing = sum(self._on.values())
+        if on_observing + whole * (1 - self.max_overhead) <= now:
+            return "whole"
+        if brief > _WORTH_IT * whole or on_observing + brief * (1 - self.max_overhead) > now:
+            return None
+        # Where what is put by would never pay for a whole one, nothing is.
+        part = _BRIEF_SHARE if (1 - _BRIEF_SHARE) * purse >= whole else 1.0
+        return "brief" if self._on["brief"] + brief <= part * now else None
+
+    def _purse(self, step: int) -> tuple[float, float]:
+        """Seconds for observing between reference and end: over the whole run, and until now."""
+        elapsed, share = self.elapsed, self.max_overhead
+        rest = self.spent - sum(self._on.values())  # reference, drawing, writing, hooks
+        if self._at_first is None:
+            self._at_first = rest
+        aside = _MARGIN * (self._prices["whole"] + _REPORT) * (1 - share)
+        left = self._seconds_left(step)
+        if left is None:  # training may end at any moment
+            purse = share * elapsed - rest - aside
+            return math.inf, purse
+        total = elapsed + left
+        hooks = (rest - self._at_first) * left / max(elapsed, 1e-9)
+        purse = share * total - rest - hooks - aside
+        # Most of what happens to a network happens early, so half of it is for the first quarter;
+        # but no more than has come in, lest a run that is cut short has paid for all of it.
+        return purse, min(share * elapsed, purse * math.sqrt(elapsed / total))
+
+    def _seconds_left(self, step: int) -> float | None:
+        """How long training will go on, by its pace so far and its clock; None where not known."""
+        known = [] if self._time_left is None else [self._time_left()]
+        done = step - self._first_step
+        if self._total_steps > 0 and done > 0:
+            training = self.elapsed - self._before[1] - (self.spent - self._before[0])
+            known.append(max(0.0, training / done * (self._total_steps - step)))
+        return min((left for left in known if left is not None), default=None)

@@ -21,7 +21,7 @@ from ntkwatch.watch.kernel_drift import kernel_drift
 from ntkwatch.watch.linear_error import linearization
 from ntkwatch.watch.measure import Measurement, Settings
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Reading
+from ntkwatch.watch.records import NOT_TAKEN, Reading
 from ntkwatch.watch.task import change_target_correlation, task_rise
 
 __all__ = ["compare", "replicates"]
@@ -67,7 +67,7 @@ def compare(
         left_out["kernel"] = "there was none at the anchor"
     values = kernel_drift(now, anchor, weights, left_out)
     if "kernel" in left_out and "kernel_angle" not in values:
-        left_out.setdefault("layer_angle_median", _why_no_drift(now, anchor))
+        left_out.setdefault("layer_angle_median", _why_no_drift(now, anchor, left_out["kernel"]))
     intervals = values.pop("intervals", {})
     own = parameters_part(now, anchor, settings, weights)
     if own is not None:
@@ -95,7 +95,9 @@ def compare(
     )
 
 
-def _why_no_drift(now: Measurement, anchor: Anchor) -> str:
+def _why_no_drift(now: Measurement, anchor: Anchor, why: str) -> str:
+    if why == NOT_TAKEN:
+        return why
     if now.sketch is not None and anchor.sketch is None:
         return "there was no sketch of the kernel at the anchor"
     return "there is no per-sample kernel"

@@ -11,13 +11,19 @@ from typing import Any
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.watch.angles import ANGLES_FILE, KernelAngles, angles_from_plain
-from ntkwatch.watch.plain import observation_from_plain, run_info_from_plain, to_plain
+from ntkwatch.watch.cost import Cost
+from ntkwatch.watch.plain import (
+    cost_from_plain,
+    observation_from_plain,
+    run_info_from_plain,
+    to_plain,
+)
 from ntkwatch.watch.records import SCHEMA, Gap, GapKind, Observation, RunInfo
 
 __all__ = ["HISTORY_FILE", "History", "append_record", "find_history", "read_history"]
 
 HISTORY_FILE = "history.jsonl"
-_RUN, _OBSERVATION, _GAP = "run", "observation", "gap"
+_RUN, _OBSERVATION, _GAP, _COST = "run", "observation", "gap", "cost"
 
 
 class History:
@@ -29,6 +35,7 @@ class History:
         run: What all observations share.
         observations: In any order; the last one of a step counts.
         gaps: Steps at which observing failed.
+        cost: What watching took, once training is over.
         problems: What was wrong with the file this history was read from, in words.
         path: That file.
         angles: Between the kernels that were kept, or None where they are not known.
@@ -40,12 +47,13 @@ class History:
         observations: tuple[Observation, ...] = (),
         gaps: tuple[Gap, ...] = (),
         *,
+        cost: Cost | None = None,
         problems: tuple[str, ...] = (),
         path: Path | None = None,
         angles: KernelAngles | None = None,
     ) -> None:
         self.run = run if run is not None else RunInfo()
-        self.gaps = list(gaps)
+        self.gaps, self.cost = list(gaps), cost
         self.problems = problems
         self.path = path
         self.angles = angles
@@ -65,12 +73,19 @@ class History:
         self.run = run
         self._by_step.clear()
         self.gaps.clear()
+        self.cost = None
         self.angles = None
 
     @property
     def observations(self) -> tuple[Observation, ...]:
         """All observations, ordered by step."""
         return tuple(self._by_step.values())
+
+    @property
+    def last_whole(self) -> Observation | None:
+        """The last observation that is not brief, or None."""
+        newest_first = reversed(self._by_step.values())
+        return next((seen for seen in newest_first if not seen.is_brief), None)
 
     def __iter__(self) -> Iterator[Observation]:
         return iter(self.observations)
@@ -79,6 +94,10 @@ class History:
         return len(self._by_step)
 
     def __getitem__(self, index: int) -> Observation:
+        # The ends are asked for at every observation, and a run may have very many.
+        if index in (0, -1) and self._by_step:
+            values = self._by_step.values()
+            return next(iter(values)) if index == 0 else next(reversed(values))
         return self.observations[index]
 
     def __repr__(self) -> str:
@@ -87,14 +106,14 @@ class History:
         return f"History({len(self)} observations, {span})"
 
 
-def append_record(path: Path, record: RunInfo | Observation | Gap) -> None:
+def append_record(path: Path, record: RunInfo | Observation | Gap | Cost) -> None:
     """Append one whole line to a history file, making the file if it is not there.
 
     Args:
         path: The ``history.jsonl``.
         record: What to write.
     """
-    kind = {RunInfo: _RUN, Observation: _OBSERVATION, Gap: _GAP}[type(record)]
+    kind = {RunInfo: _RUN, Observation: _OBSERVATION, Gap: _GAP, Cost: _COST}[type(record)]
     line = json.dumps({"record": kind, **to_plain(record)}, allow_nan=False) + "\n"
     with path.open("ab") as file:
         file.write(_line_break_if_torn(path) + line.encode())
@@ -173,6 +192,7 @@ def read_history(run: str | Path) -> History:
     info: RunInfo | None = None
     observations: list[Observation] = []
     gaps: list[Gap] = []
+    cost: Cost | None = None
     problems: list[str] = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -190,6 +210,8 @@ def read_history(run: str | Path) -> History:
                 observations.append(observation_from_plain(plain))
             elif plain.get("record") == _GAP:
                 gaps.append(_gap(plain))
+            elif plain.get("record") == _COST:
+                cost = cost_from_plain(plain)
         except (TypeError, KeyError, ValueError, AttributeError):
             problems.append(_unreadable(path, number, last=number == len(lines)))
     if info is None and not observations:
@@ -202,8 +224,8 @@ def read_history(run: str | Path) -> History:
         info = RunInfo(reference="unknown", reference_is_start=False)
         problems.append(f"{path.name} has no line that describes the run: settings are unknown")
     angles = _read_angles(path.with_name(ANGLES_FILE), problems)
-    found = (info, tuple(observations), tuple(gaps))
-    return History(*found, problems=tuple(problems), path=path, angles=angles)
+    rest: dict[str, Any] = {"cost": cost, "problems": tuple(problems), "path": path}
+    return History(info, tuple(observations), tuple(gaps), angles=angles, **rest)
 
 
 def _read_angles(path: Path, problems: list[str]) -> KernelAngles | None:

@@ -85,6 +85,11 @@ class LaterAnchors:
         self.steps: list[int] = []
         self.lost: dict[str, str] = {}
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the anchors are in memory, so that asking them costs no reading."""
+        return isinstance(self.shelf, InMemory)
+
     def is_due(self, step: int, *, start: int, warmup: int | None) -> bool:
         """Return whether an anchor is to be taken at a step, or the newest one again.
 

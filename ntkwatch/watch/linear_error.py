@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ntkwatch.errors import CoverageError
-from ntkwatch.jacobian.batchnorm import norm_matched
+from ntkwatch.jacobian.acquaintance import Acquaintance, acquainted
 from ntkwatch.jacobian.exchanged import put_in_place
+from ntkwatch.jacobian.functional import Params
 from ntkwatch.jacobian.inputs import cast_inputs
 from ntkwatch.jacobian.linearize import (
     EXACT,
@@ -21,6 +22,7 @@ from ntkwatch.jacobian.linearize import (
     jacobian_vector_product,
     unchecked_product,
 )
+from ntkwatch.jacobian.norm_matching import feeding_weights, norm_matched, with_norms_of
 from ntkwatch.jacobian.sharded import ShardedFunction
 from ntkwatch.jacobian.sharded_linearize import sharded_product
 from ntkwatch.kernel.bootstrap import residual_ratio_samples
@@ -29,6 +31,7 @@ from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.decay import Shrunk
 from ntkwatch.watch.kernel_drift import finite_intervals
 from ntkwatch.watch.measure import Measurement, Settings, linearized_function
+from ntkwatch.watch.records import NOT_TAKEN
 
 __all__ = ["Departure", "decayed", "departure", "linearization"]
 
@@ -195,11 +198,8 @@ def _linear_change(
     problem, moving = now.problem, settings.moving
     if isinstance(problem.function, ShardedFunction):
         return _change_from_shards(now, problem.function, anchor, settings)
-    present = (
-        norm_matched(problem.function, problem.inputs, moving, anchor.params)
-        if moving
-        else problem.function.params
-    )
+    known = acquainted(problem.function.model, problem.use)
+    present = _norm_matched(now, anchor, moving, known) if moving else problem.function.params
     moved = {
         name: present[name] - then
         for name, then in anchor.params.items()
@@ -220,10 +220,46 @@ def _linear_change(
             problem, moving, function=function, inputs=inputs, buffers=buffers
         )
 
+    # Whether forward mode is right is a matter of the model's operations, which stay what they are
+    # from one observation to the next: it is checked ever more rarely.
+    known.products += 1
+    if known.linearized is not None and not _is_power_of_eight(known.products):
+        change = unchecked_product(known.linearized, outputs_of, start, moved)
+        return Linearized(change, known.linearized)
     wide = anchor.outputs.device.type != "mps"
-    return jacobian_vector_product(
+    product = jacobian_vector_product(
         outputs_of, start, moved, in_float64=in_float64 if wide else None
     )
+    known.linearized = product.method if product.method in EXACT else None
+    return product
+
+
+def _norm_matched(
+    now: Measurement, anchor: Anchor, moving: tuple[str, ...], known: Acquaintance
+) -> Params:
+    """The present weights with norms as at the anchor where these make no difference."""
+    problem, function = now.problem, now.problem.function
+    # Whether they make one is looked at in whole observations, whose word a brief one takes for it.
+    if now.left_out.get("kernel") == NOT_TAKEN and known.rescalable is not None:
+        rescaled = with_norms_of(anchor.params, function.params, known.rescalable)
+        return {**function.params, **rescaled}
+    if known.feeding is None:
+        known.feeding = tuple(feeding_weights(function, problem.inputs, moving))
+    present = norm_matched(
+        function,
+        problem.inputs,
+        moving,
+        anchor.params,
+        feeding=known.feeding,
+        outputs=problem.on_batch if tuple(problem.batchnorms) == moving else None,
+    )
+    own = function.params
+    known.rescalable = tuple(name for name in known.feeding if present[name] is not own[name])
+    return present
+
+
+def _is_power_of_eight(number: int) -> bool:
+    return number & (number - 1) == 0 and number.bit_length() % 3 == 1
 
 
 def _change_from_shards(

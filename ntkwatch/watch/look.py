@@ -27,6 +27,8 @@ from ntkwatch.watch.since import Since, read_since
 
 __all__ = ["Kept", "Seen", "look"]
 
+_TOO_DEAR = "a brief observation does not read further anchors from disk"
+
 
 class Kept(NamedTuple):
     """What is kept of earlier looks.
@@ -79,6 +81,7 @@ def look(
     step: int,
     first: bool,
     fresh: bool = False,
+    brief: bool = False,
     state: Mapping[str, Tensor] | None,
 ) -> Seen:
     """Measure a model and compare it with what was kept; the model is left as found.
@@ -91,6 +94,7 @@ def look(
         step: Optimizer steps taken so far.
         first: Whether to test that samples do not depend on each other.
         fresh: Whether what was kept was seen on another probe, and is to be measured on this one.
+        brief: Whether to leave out the kernel, and all that compares it.
         state: Weights and buffers to measure instead of the model's present ones, or None.
 
     Returns:
@@ -110,7 +114,15 @@ def look(
     check_finite_parameters(params)
     try:
         return _looked(
-            model, probe, settings, kept, step=step, first=first, fresh=fresh, state=tensors
+            model,
+            probe,
+            settings,
+            kept,
+            step=step,
+            first=first,
+            fresh=fresh,
+            brief=brief,
+            state=tensors,
         )
     except DivergedError as error:
         if not fresh:
@@ -128,6 +140,7 @@ def _looked(
     step: int,
     first: bool,
     fresh: bool,
+    brief: bool,
     state: dict[str, Tensor] | None,
 ) -> Seen:
     weights = None if settings.metrics == "minimal" else replicates(probe)
@@ -137,18 +150,21 @@ def _looked(
         if first or fresh:
             _check_processes(model, probe, settings)
         buffers = None if kept is None else kept.start.buffers
-        now = measure(model, probe.inputs, settings, first=first, reference=buffers, state=state)
+        how: dict[str, Any] = {"first": first, "brief": brief}
+        now = measure(model, probe.inputs, settings, **how, reference=buffers, state=state)
         if kept is None:
             anchor = now.as_anchor(step, keeps_full=settings.keeps_full)
             kept = Kept(anchor, None, noise_floor(now, settings))
         elif fresh:
-            kept = _kept_on(probe, model, settings, kept)
-        how: dict[str, Any] = {"settings": settings, "weights": weights, "targets": probe.targets}
+            kept = _kept_on(probe, model, settings, kept, brief=brief)
+        how = {"settings": settings, "weights": weights, "targets": probe.targets}
         reading = compare(now, kept.start, shrunk=kept.shrunk(kept.start), **how)
         since_warmup = None
         if kept.warmup is not None and step > kept.warmup.step:
             since_warmup = compare(now, kept.warmup, shrunk=kept.shrunk(kept.warmup), **how)
-        since = _since(now, kept, reading, settings, step=step, fresh=fresh)
+        since = _since(now, kept, reading, settings, step=step, fresh=fresh, brief=brief)
+    if brief:
+        return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup, since)
     without = now.left_out.get("kernel") if kept.start.kernel is None else None
     coupled = now.sketch is not None and now.sketch.coupled
     settings = replace(settings, no_kernel=without, coupled=coupled)
@@ -156,11 +172,20 @@ def _looked(
 
 
 def _since(
-    now: Measurement, kept: Kept, reading: Reading, settings: Settings, *, step: int, fresh: bool
+    now: Measurement,
+    kept: Kept,
+    reading: Reading,
+    settings: Settings,
+    *,
+    step: int,
+    fresh: bool,
+    brief: bool,
 ) -> Since:
     """The readings from further anchors, where there are any and they are wanted."""
     if kept.later is None:
         return Since({}, {}, {})
+    if brief and kept.later.steps and not kept.later.at_hand:
+        return Since({}, {}, {"since": _TOO_DEAR})
     since = read_since(
         now,
         kept.later.each(now.outputs.device),
@@ -186,14 +211,16 @@ def _check_processes(model: nn.Module, probe: ProbeBatch, settings: Settings) ->
     check_sharding(model, [inputs], dtype=settings.dtype, **how)
 
 
-def _kept_on(probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept) -> Kept:
+def _kept_on(
+    probe: ProbeBatch, model: nn.Module, settings: Settings, kept: Kept, *, brief: bool
+) -> Kept:
     """The same anchors as seen on another probe: from the weights that were kept of them."""
 
     def again(anchor: Anchor) -> Anchor:
         state = {**anchor.params, **anchor.buffers}
-        how: dict[str, Any] = {"first": False, "reference": kept.start.buffers, "state": state}
+        how: dict[str, Any] = {"first": False, "brief": brief, "reference": kept.start.buffers}
         with put_in_place(model, state):
-            seen = measure(model, probe.inputs, settings, **how)
+            seen = measure(model, probe.inputs, settings, **how, state=state)
         there = seen.as_anchor(anchor.step, keeps_full=settings.keeps_full)
         return replace(there, clock=anchor.clock)
 

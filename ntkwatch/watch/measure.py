@@ -16,13 +16,14 @@ from ntkwatch.jacobian.batchnorm import batch_statistics
 from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.functional import ModelFunction, Params
 from ntkwatch.jacobian.inputs import Inputs
-from ntkwatch.jacobian.outputs import OutputsSpec
+from ntkwatch.jacobian.outputs import OutputsSpec, Reduction
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.problem import Problem, prepare
 from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import BatchNormMode, EngineName, Kernel
 from ntkwatch.kernel.gram import check_finite, widest_float
 from ntkwatch.watch.anchors import Anchor
+from ntkwatch.watch.records import NOT_TAKEN
 from ntkwatch.watch.sketching import take_sketch, too_large
 
 __all__ = [
@@ -39,8 +40,11 @@ __all__ = [
 # kernel gives; "full" also what takes the (N C, N C) kernel, or a null for every layer.
 Metrics = Literal["minimal", "standard", "full"]
 
+
 WatchEngine = EngineName | Literal["sketch"]
 _SKETCHING = ("auto", "sketch")
+# Where all outputs are wanted and nobody says how, nothing but metrics="full" takes them apart.
+_ALL = ("auto", "auto:plain")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,7 @@ def measure(
     settings: Settings,
     *,
     first: bool,
+    brief: bool = False,
     reference: Params | None = None,
     state: Params | None = None,
 ) -> Measurement:
@@ -136,6 +141,7 @@ def measure(
         inputs: The probe's inputs.
         settings: Of the run.
         first: Whether to test that samples do not depend on each other.
+        brief: Whether to leave out the kernel.
         reference: Buffers at the reference step; None if it is this one.
         state: Parameters and buffers to use instead of the model's present ones.
 
@@ -158,11 +164,14 @@ def measure(
         batchnorms=list(settings.moving),
         reference=reference,
         state=state,
+        for_kernel=not brief,
     )
-    seen = _kernel_or_sketch(problem, settings, first=first)
-    outputs_of = linearized_function(problem, settings.moving)
-    with torch.no_grad():
-        outputs = outputs_of({})
+    if settings.outputs in _ALL and settings.metrics != "full" and problem.reduction.full:
+        problem = problem.traced()
+    seen: dict[str, Any] = {"kernel": None, "left_out": {"kernel": NOT_TAKEN}}
+    if not brief:
+        seen = _kernel_or_sketch(problem, settings, first=first)
+    outputs = _own_outputs(problem, settings.moving)
     if not bool(torch.isfinite(outputs).all()):
         raise DivergedError(
             f"the outputs of {type(model).__name__} on the probe's own batch statistics are NaN or "
@@ -256,9 +265,21 @@ def linearized_function(
 
     def outputs_of(params: Params) -> Tensor:
         with batch_statistics(chosen.model, moving):
-            outputs = reduction.flatten(chosen(params, probe, buffers))
-        if reduction.name.startswith("random"):
-            return outputs @ reduction.cotangents(outputs).mT
-        return outputs
+            return _reduced(chosen(params, probe, buffers), reduction)
 
     return outputs_of
+
+
+def _reduced(outputs: Tensor, reduction: Reduction) -> Tensor:
+    outputs = reduction.flatten(outputs)
+    if reduction.name.startswith("random"):
+        return outputs @ reduction.cotangents(outputs).mT
+    return outputs
+
+
+def _own_outputs(problem: Problem, moving: tuple[str, ...]) -> Tensor:
+    """The outputs of the function that is linearized, taken over where they are known already."""
+    with torch.no_grad():
+        if problem.on_batch is not None and tuple(problem.batchnorms) == moving:
+            return _reduced(problem.on_batch, problem.reduction)
+        return linearized_function(problem, moving)({})

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ntkwatch.jacobian.functional import Params
 from ntkwatch.jacobian.shards import is_shard
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.angles import KernelAngles
@@ -89,6 +90,7 @@ class Memory:
         *,
         is_reference: bool,
         from_before: bool,
+        brief: bool,
         warmup_steps: float,
     ) -> None:
         """Keep of a look what later ones need.
@@ -98,6 +100,7 @@ class Memory:
             step: Optimizer steps taken then.
             is_reference: Whether it is the one that all is compared with.
             from_before: Whether its weights were kept, so that steps counted since are not theirs.
+            brief: Whether its kernel was left out, so that it can be neither anchor nor kept.
             warmup_steps: Length of the warm-up; infinite where a run has no known end of it.
         """
         clock, self.floors = self.clock.reading(), seen.floors
@@ -106,6 +109,8 @@ class Memory:
                 clock = {} if self.start is None else self.start.clock or {}
             self._start_over(replace(seen.start, clock=clock))
         assert self.start is not None
+        if brief:
+            return
         start = self.start.step
         if step - start >= max(1, warmup_steps) and (
             self.warmup is None or self.warmup.step == step
@@ -140,6 +145,7 @@ class Memory:
         warmup: Anchor | None,
         *,
         last_kernel: Tensor | None,
+        weights: Mapping[int, Params],
         later: Iterable[Anchor],
         kernel_at: Callable[[int], Tensor | None],
         decay: Mapping[str, Any] | None,
@@ -150,7 +156,8 @@ class Memory:
             history: What was observed until then.
             start: Its reference.
             warmup: Its anchor at the end of the warm-up, or None.
-            last_kernel: Trace kernel of its last observation, or None.
+            last_kernel: Trace kernel of its last whole observation, or None.
+            weights: Of its last whole observations, by step, where their path is followed.
             later: Further anchors that are not on the shelf yet.
             kernel_at: The trace kernel of a step, or None where it was not kept.
             decay: What ``DecayClock.state`` gave, or None where that is not known.
@@ -160,7 +167,13 @@ class Memory:
         until = start.step if last is None else last.step
         if last is not None:
             self.floors = dict(last.noise_floor)
-            self.route.pass_by(Station(last.step, last_kernel, last.path_length))
+        whole = history.last_whole
+        if whole is not None:
+            there = weights.get(whole.step)
+            if there is not None:
+                there = {name: there[name].to(start.params[name].device) for name in there}
+            ways = (whole.path_length, there, whole.displacement_path)
+            self.route.pass_by(Station(whole.step, last_kernel, *ways))
         if decay is None:
             self._uncounted = until
         else:

@@ -8,18 +8,23 @@ from ntkwatch.jacobian.functional import Params
 from ntkwatch.jacobian.inputs import take
 from ntkwatch.jacobian.problem import Problem
 from ntkwatch.jacobian.shards import local_part, part_of, with_local
+from ntkwatch.jacobian.spec import Kernel
 from ntkwatch.kernel.drift import kernel_angle, relative_kernel_change
-from ntkwatch.watch.measure import Measurement, Settings, kernel_of, linearized_function
+from ntkwatch.watch.measure import Measurement, Settings, linearized_function
 from ntkwatch.watch.sketching import sketch_floors, take_sketch
 
 __all__ = ["noise_floor"]
+
+_PART = 4  # of a kernel's samples, one in so many is looked at again
+_FEWEST = 16  # but not fewer, where there are as many
 
 
 def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
     """Return what the numbers read when nothing changed but rounding.
 
     Everything is computed a second time with every weight moved by up to one unit in its last
-    place, the samples in reverse order and in other chunks.
+    place, the samples in reverse order and in other chunks; a kernel of many samples on every
+    fourth of them, which rounds as all of it does and costs a quarter.
 
     Args:
         measured: A look at the model, which must not have changed since.
@@ -47,24 +52,41 @@ def _floor_at(
     floors = {"output": change}
     kernel = measured.kernel
     if kernel is not None and bool(kernel.trace.any()):
-        # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
-        budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes))
-        again = kernel_of(problem, settings, budget=budget, order=order)
-        floors["relative_kernel_change"] = relative_kernel_change(again.trace, kernel.trace)
-        floors["kernel_angle"] = kernel_angle(again.trace, kernel.trace)
-        angles = [
-            kernel_angle(again.layers[layer], part)
-            for layer, part in kernel.layers.items()
-            if bool(part.any()) and bool(again.layers[layer].any())
-        ]
-        if angles:
-            floors["layer_angle_median"] = torch.stack(angles).max()
+        floors |= _kernel_floors(problem, kernel, settings, order)
     rounded = {key: float(value) for key, value in floors.items()}
     if (sketch := measured.sketch) is not None:
         how = (problem, settings.outputs)
         second = take_sketch(*how, coupled=sketch.coupled, budget=settings.budget)
         rounded |= sketch_floors(second, sketch)
     return rounded
+
+
+def _kernel_floors(
+    problem: Problem, kernel: Kernel, settings: Settings, order: Tensor
+) -> dict[str, Tensor]:
+    """The same of a kernel, taken again on some of its samples in another order."""
+    every = 1 if problem.spec.coupled else max(1, min(_PART, len(order) // _FEWEST))
+    some = order[::every]
+    rows = some.sort().values.to(kernel.trace.device)
+    # Just too little for one chunk: the rounding of other chunks at the price of one kernel.
+    budget = max(1, min(settings.budget * 2 // 3, 2 * problem.row_bytes // every))
+    assert settings.engine != "sketch"
+    # Where several processes share kernels, this part of one is not worth what they would exchange.
+    again = problem.kernel(engine=settings.engine, budget=budget, order=some, checked=True)
+    floors: dict[str, Tensor] = {}
+    then = kernel.trace[rows][:, rows]
+    if bool(then.any()):
+        floors["relative_kernel_change"] = relative_kernel_change(again.trace, then)
+        floors["kernel_angle"] = kernel_angle(again.trace, then)
+    parts = {layer: part[rows][:, rows] for layer, part in kernel.layers.items()}
+    angles = [
+        kernel_angle(again.layers[layer], part)
+        for layer, part in parts.items()
+        if bool(part.any()) and bool(again.layers[layer].any())
+    ]
+    if angles:
+        floors["layer_angle_median"] = torch.stack(angles).max()
+    return floors
 
 
 def _last_places_moved(params: Params) -> Params:

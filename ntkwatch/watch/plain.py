@@ -7,15 +7,16 @@ import dataclasses
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.records import Gap, Observation, Reading, RunInfo
 
-__all__ = ["observation_from_plain", "run_info_from_plain", "to_plain"]
+__all__ = ["cost_from_plain", "observation_from_plain", "run_info_from_plain", "to_plain"]
 
 # Fields that hold a reading within a reading.
 _NESTED = ("since_warmup", "parameters_only")
 
 
-def to_plain(record: Reading | Gap | RunInfo) -> dict[str, Any]:
+def to_plain(record: Reading | Gap | RunInfo | Cost) -> dict[str, Any]:
     """Return a record as JSON-ready values; empty fields are left out.
 
     Args:
@@ -62,7 +63,7 @@ def _reading_values(plain: dict[str, Any], kind: type[Reading]) -> dict[str, Any
     return values
 
 
-def _checked(values: dict[str, Any], kind: type[Reading]) -> dict[str, Any]:
+def _checked(values: dict[str, Any], kind: type[Reading] | type[Cost]) -> dict[str, Any]:
     hints = get_type_hints(kind)
     for key, value in values.items():
         if not _fits(value, hints[key]):
@@ -99,3 +100,16 @@ def run_info_from_plain(plain: dict[str, Any]) -> RunInfo:
     """
     names = {f.name for f in dataclasses.fields(RunInfo)}
     return RunInfo(**{key: value for key, value in plain.items() if key in names})
+
+
+def cost_from_plain(plain: dict[str, Any]) -> Cost:
+    """Return the cost that ``to_plain`` wrote; unknown keys are ignored.
+
+    Args:
+        plain: One parsed line of a history.
+
+    Returns:
+        The cost.
+    """
+    names = {f.name for f in dataclasses.fields(Cost)}
+    return Cost(**_checked({key: plain[key] for key in plain if key in names}, Cost))

@@ -8,7 +8,16 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-__all__ = ["SCHEMA", "Gap", "GapKind", "Observation", "Reading", "RunInfo"]
+__all__ = [
+    "NOT_TAKEN",
+    "SCHEMA",
+    "TIMINGS",
+    "Gap",
+    "GapKind",
+    "Observation",
+    "Reading",
+    "RunInfo",
+]
 
 GapKind = Literal["failed", "diverged"]
 
@@ -25,6 +34,12 @@ _OF_KERNELS = (
     "layer_angle",
     "layer_angle_median",
 )
+
+# Said of what a brief observation leaves out.
+NOT_TAKEN = "no kernel was taken at this step, which would have cost several times as much"
+
+# Fields of an observation that differ between two runs of the same training.
+TIMINGS = ("seconds", "overhead_seconds", "overhead_share")
 
 # Raised whenever a reader of the older number would misread the file.
 SCHEMA = 1
@@ -213,7 +228,10 @@ class Observation(Reading):
         since_layer_angle: Median layer angle from each of them, radians.
         batchnorm: How moving batch statistics were treated in the kernel, or "none" without any.
         notes: What a reader of these numbers should know.
+        at_end: Whether it was made because training ended there, when none was due.
         seconds: Wall time this observation took.
+        overhead_seconds: Wall time that watching has taken so far in all, or None outside of a run.
+        overhead_share: That over the time since training began, in [0, 1].
     """
 
     step: int
@@ -268,7 +286,15 @@ class Observation(Reading):
     since_layer_angle: dict[str, float] = field(default_factory=dict)
     batchnorm: str = "none"
     notes: tuple[str, ...] = ()
+    at_end: bool = False
     seconds: float
+    overhead_seconds: float | None = None
+    overhead_share: float | None = None
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether the kernel was left out to save time, though there is one."""
+        return self.left_out.get("kernel") == NOT_TAKEN
 
     @property
     def loss_ratio(self) -> float | None:

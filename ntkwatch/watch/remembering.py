@@ -80,6 +80,11 @@ class Remembering:
         return None if self._seen is None else self._seen.now.kernel
 
     @property
+    def last_weights(self) -> dict[int, dict[str, Tensor]]:
+        """Weights at the last whole observations, by step, where their path is followed."""
+        return self._memory.route.weights
+
+    @property
     def last_probe(self) -> ProbeBatch:
         """The probe of the last observation."""
         return self.probe if self._seen is None else self._seen.probe
@@ -124,6 +129,7 @@ class Remembering:
         warmup: Anchor | None = None,
         *,
         last_kernel: Tensor | None = None,
+        weights: Mapping[int, Mapping[str, Tensor]] | None = None,
         later: Iterable[Anchor] = (),
         kernel_at: Callable[[int], Tensor | None] = lambda step: None,
         decay: Mapping[str, Any] | None = None,
@@ -134,7 +140,8 @@ class Remembering:
             history: What was observed until then.
             start: Its reference.
             warmup: Its anchor at the end of the warm-up, if that was reached.
-            last_kernel: Trace kernel of its last observation, if that was kept.
+            last_kernel: Trace kernel of its last whole observation, if that was kept.
+            weights: What ``last_weights`` was then, where their path is followed.
             later: Its further anchors, where they are not on the shelf.
             kernel_at: Given a step, its trace kernel, or None where it was not kept.
             decay: What ``decay.state()`` gave, where steps were noted.
@@ -154,6 +161,7 @@ class Remembering:
             start,
             warmup,
             last_kernel=last_kernel,
+            weights={step: dict(there) for step, there in (weights or {}).items()},
             later=later,
             kernel_at=kernel_at,
             decay=decay,
@@ -162,7 +170,9 @@ class Remembering:
         if len(history):
             self.loss_start = history[-1].loss_start
 
-    def _remember(self, seen: Seen, step: int, *, is_reference: bool, from_before: bool) -> None:
+    def _remember(
+        self, seen: Seen, step: int, *, is_reference: bool, from_before: bool, brief: bool
+    ) -> None:
         self._settings, self._seen = seen.settings, seen
         if is_reference:
             self._resumed, self._modes_known = None, False
@@ -171,8 +181,15 @@ class Remembering:
             step,
             is_reference=is_reference,
             from_before=from_before,
+            brief=brief,
             warmup_steps=self.warmup_steps,
         )
+
+    @property
+    def _has_kernels(self) -> bool:
+        """Whether there is a kernel, or a sketch of one, that an observation could leave out."""
+        start = self.reference
+        return start is not None and (start.kernel is not None or start.sketch is not None)
 
     def _note_loss(self, loss: float | None, *, is_reference: bool) -> float | None:
         """The loss at the start, as known without the loss of this observation itself."""

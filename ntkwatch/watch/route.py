@@ -59,6 +59,11 @@ class Route:
         before = self.before(station.step)
         self._stations = (station,) if before is None else (before, station)
 
+    @property
+    def weights(self) -> dict[int, Params]:
+        """Copies of the watched parameters at the last stations, by step, where they are kept."""
+        return {s.step: s.weights for s in self._stations if s.weights is not None}
+
     def start_over(self) -> None:
         """Forget everything."""
         self._stations = ()

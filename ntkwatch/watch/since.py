@@ -14,6 +14,7 @@ from ntkwatch.watch.decay import Shrunk
 from ntkwatch.watch.kernel_drift import layer_angles
 from ntkwatch.watch.linear_error import Departure, decayed, departure
 from ntkwatch.watch.measure import Measurement, Settings
+from ntkwatch.watch.records import NOT_TAKEN
 from ntkwatch.watch.sketching import sketch_drift
 
 __all__ = ["Since", "read_since"]
@@ -82,7 +83,9 @@ def read_since(
         angle = None if fresh or buffers_moved else _angle(now, anchor)
         if angle is not None:
             found.angles[key] = angle
-    if found.errors and fresh:
+    if found.errors and now.left_out.get("kernel") == NOT_TAKEN:
+        found.left_out["since_layer_angle"] = NOT_TAKEN
+    elif found.errors and fresh:
         found.left_out["since_layer_angle"] = "every observation has a probe of its own"
     elif found.errors and buffers_moved:
         found.left_out["since_layer_angle"] = "moving buffers changed the kernel, too"

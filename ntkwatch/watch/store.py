@@ -27,6 +27,7 @@ from ntkwatch.watch.anchor_files import (
 )
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.angles import ANGLES_FILE, KernelAngles
+from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.history import HISTORY_FILE, History, append_record
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Gap, Observation, RunInfo
@@ -63,7 +64,7 @@ class RunFiles:
         needed = (HISTORY_FILE, _PROBE, _ANCHORS["start"])
         return all((self.folder / name).is_file() for name in needed)
 
-    def append(self, record: RunInfo | Observation | Gap) -> None:
+    def append(self, record: RunInfo | Observation | Gap | Cost) -> None:
         """Append one line to the history."""
         self.folder.mkdir(parents=True, exist_ok=True)
         append_record(self.history, record)
@@ -136,6 +137,11 @@ class RunFiles:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, such as the report."""
         write_atomically(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed left half-written under a temporary name."""
+        for path in self.folder.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     def set_aside(self) -> None:
         """Keep a copy of the history as it is, before some of it is taken back."""

@@ -56,7 +56,8 @@ class KernelTracker(Remembering):
         probe: Inputs, and targets where there are any, that kernels are compared on.
         forward: ``(model, inputs) -> tensor (N, ...)``; guessed by default.
         outputs: Which outputs enter the kernel, as in ``empirical_ntk``; "auto" takes all up to 10
-            and 8 random directions beyond (orthogonal to the all-ones vector for class targets).
+            (summed, unless ``metrics="full"``) and 8 random directions beyond (orthogonal to the
+            all-ones vector for class targets).
         params: Names or patterns of parameters for the kernel; default all trainable ones.
         engine: As in ``empirical_ntk``; or "sketch", which estimates how far the kernel has moved,
             with errors. "auto" takes it where samples are coupled or the kernel cannot be held.
@@ -155,6 +156,7 @@ class KernelTracker(Remembering):
         logged_step: int | None = None,
         state: Mapping[str, Tensor] | None = None,
         training: Training | None = None,
+        brief: bool = False,
     ) -> Observation:
         """Measure a model and return what was seen.
 
@@ -168,6 +170,9 @@ class KernelTracker(Remembering):
                 checkpoint's, say.
             training: Optimizer, learning rate and loss at this step, from ``training_of``: numbers
                 that hang on them are left out without.
+            brief: Whether to leave out the kernel and all that compares it, which is most of the
+                work: outputs, linearization error and displacement are as in any observation. The
+                reference is never brief.
 
         Returns:
             The observation, which is also added to ``history``.
@@ -182,9 +187,16 @@ class KernelTracker(Remembering):
         is_reference = self.reference is None or step == self.reference.step
         if not is_reference:
             self._check_modes(model)
+        # The first look at a model in a process finds out what a brief one takes for granted.
+        brief = brief and not is_reference and self._settings is not None and self._has_kernels
         training = Training() if training is None else training
         seen = self._look(
-            model, step, state, is_reference=is_reference, decay=training.weight_decay
+            model,
+            step,
+            state,
+            is_reference=is_reference,
+            decay=training.weight_decay,
+            brief=brief,
         )
         between = range(seen.start.step + 1, step)
         course = course_of(
@@ -206,7 +218,9 @@ class KernelTracker(Remembering):
             if self._fresh_probe is not None:
                 about = replace(about, probe={**about.probe, "resampled": True})
             self.history.start_over(about)
-        self._remember(seen, step, is_reference=is_reference, from_before=state is not None)
+        self._remember(
+            seen, step, is_reference=is_reference, from_before=state is not None, brief=brief
+        )
         observation = replace(
             observed,
             logged_step=logged_step,
@@ -218,7 +232,8 @@ class KernelTracker(Remembering):
         )
         self.history.add(observation)
         self.history.angles = self._memory.kernels.angles
-        self._memory.route.pass_by(station_of(seen, observation))
+        if not brief:
+            self._memory.route.pass_by(station_of(seen, observation))
         return observation
 
     def lower_memory_budget(self) -> int:
@@ -240,6 +255,7 @@ class KernelTracker(Remembering):
         *,
         is_reference: bool,
         decay: float | None,
+        brief: bool,
     ) -> Seen:
         """Measure and compare, without changing what the tracker knows."""
         settings, kept = self._settings, None
@@ -251,7 +267,8 @@ class KernelTracker(Remembering):
         probe, fresh = self.probe, kept is not None and self._fresh_probe is not None
         if fresh and self._fresh_probe is not None:
             probe = self._fresh_probe(step)
-        seen = look(model, probe, settings, kept, step=step, first=first, fresh=fresh, state=state)
+        how: dict[str, Any] = {"first": first, "fresh": fresh, "brief": brief, "state": state}
+        seen = look(model, probe, settings, kept, step=step, **how)
         if self._resumed is not None:
             check_same_settings(seen.now.problem.spec, self._resumed)
         return seen

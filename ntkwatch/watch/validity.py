@@ -29,7 +29,8 @@ class Course:
     """What is known of a training from the reference to the present step.
 
     Attributes:
-        trainings: At every observation after the reference, the present one last.
+        trainings: Those at observations after the reference, each once, the present one last; the
+            present one alone where only metrics="full" would ask for others.
         probe: Of the present observation.
         settings: Of the run.
         reference_is_start: Whether the reference is the start of the training.
@@ -76,7 +77,10 @@ def course_of(
     Returns:
         The course.
     """
-    since = [Training.from_plain(seen.training) for seen in history if seen.step in between]
+    since: list[Training] = []
+    if settings.metrics == "full":  # nobody else asks, and a history may be very long
+        plain = {tuple(seen.training.items()) for seen in history if seen.step in between}
+        since = [Training.from_plain(dict(items)) for items in sorted(plain, key=repr)]
     trained = {name for name, p in parameters_of(model).items() if p.requires_grad}
     noisy = [
         name

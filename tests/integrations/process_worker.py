@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ntkwatch import KernelTracker, NTKMonitor, ProbeBatch
 from ntkwatch.watch.asking import Asking
+from ntkwatch.watch.budget import OverheadBudget
 from ntkwatch.watch.helping import Helper
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.team import Team
@@ -348,8 +349,21 @@ def _fsdp(folder):
         reshard=True,
         max_epochs=1,
     )
+    found["brief"] = _mostly_brief(folder / "brief")
     found["later"] = _fails_later_sharded(folder / "later")
     return found
+
+
+def _mostly_brief(folder):
+    """The first process's budget never affords a kernel before the end; the others have none."""
+    before = OverheadBudget.choice
+    OverheadBudget.choice = lambda self, step: "brief"
+    torch.manual_seed(0)
+    try:
+        monitor = _monitor(every_n_train_steps=None, max_overhead=0.5)
+        return fitted(folder, monitor, net=Shaped(), reshard=True, keep=True)
+    finally:
+        OverheadBudget.choice = before
 
 
 def _fails_later_sharded(folder):

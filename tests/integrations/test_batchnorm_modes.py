@@ -133,7 +133,7 @@ def test_the_files_tell_of_the_reference_that_was_taken_again(tmp_path):
     assert written.problems == ()
     assert written.run.spec == watch.history.run.spec
     assert written.observations == watch.history.observations
-    assert len((tmp_path / "ntk" / "history.jsonl").read_text().splitlines()) == 1 + 4
+    assert len((tmp_path / "ntk" / "history.jsonl").read_text().splitlines()) == 1 + 4 + 1
     files, other = RunFiles(tmp_path / "ntk"), tmp_path / "other"
     anchor = files.read_anchor(device=torch.device("cpu"))
     again = _watch(other, _module(pl, _net(), freeze="on_train_epoch_start"))

@@ -24,6 +24,7 @@ from ntkwatch.integrations.checkpoint_series import in_order
 from ntkwatch.integrations.checkpoint_weights import load_weights
 from ntkwatch.integrations.checkpoints import CheckpointReading, watch_checkpoints
 from ntkwatch.watch.plain import to_plain
+from ntkwatch.watch.records import TIMINGS
 
 MODEL = ["--model", "integrations.plain_training:Net"]
 DATA = ["--data", "integrations.plain_training:Data", "--probe-size", "32"]
@@ -62,7 +63,8 @@ def _watch(folder, probe=None, model=None, **reading):
 
 
 def _numbers(history):
-    return [{**to_plain(observation), "seconds": 0} for observation in history]
+    live = dict.fromkeys((*TIMINGS, "at_end"))
+    return [{**to_plain(observation), **live} for observation in history]
 
 
 def test_checkpoints_give_the_numbers_that_the_live_training_would_have_given(trained, folder):

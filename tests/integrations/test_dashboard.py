@@ -19,7 +19,7 @@ from ntkwatch.integrations.displays import display_of
 from ntkwatch.integrations.tensorboard import layout_of, margins_of, scalars_of
 from ntkwatch.integrations.verdict_text import turns_of, verdict_text
 from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Gap
+from ntkwatch.watch.records import NOT_TAKEN, Gap
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.verdict import judge
 
@@ -49,7 +49,7 @@ def _shown(folder, observations, *, tracker=None, name="ntk", finish=True, gaps=
     for observation in observations:
         tracker.history.add(observation)
         verdict = judge(tracker.history)
-        tags = scalars_of(observation, verdict, share=0.1)
+        tags = scalars_of(observation, verdict)
         for act in board.show(tracker, observation, verdict, tags, x=observation.step):
             act()
     if finish:
@@ -101,6 +101,28 @@ def test_the_first_and_the_last_observation_are_among_the_pictures(tmp_path):
 def test_the_last_picture_is_not_hung_twice(tmp_path):
     seen = [o for o in feature_observations() if o.step <= 8]
     assert _steps(_shown(tmp_path, seen), "ntk/kernel") == [0, 2, 8]
+
+
+def test_brief_observations_hang_no_pictures_and_turn_no_verdict(tmp_path):
+    """As if only whole ones had been made; the tracker has no kernel at a brief one."""
+    made = feature_observations()
+    bare = {"layer_angle": {}, "layer_angle_median": None, "top_eigenvalues": ()}
+    steps = {o.step for o in made[1:-1:2]}
+    seen = [
+        replace(o, **bare, left_out={"kernel": NOT_TAKEN}) if o.step in steps else o for o in made
+    ]
+    tracker, kernel = _Tracker(), _Tracker().kernel
+
+    def one_by_one():
+        for observation in seen:
+            tracker.kernel = None if observation.is_brief else kernel
+            yield observation
+
+    events = _shown(tmp_path, one_by_one(), tracker=tracker)
+    whole = [o for o in made if o.step not in steps]
+    assert _steps(events, "ntk/kernel") == pictured([o.step for o in whole])
+    assert steps.isdisjoint(_steps(events, "ntk/layer_angles"))
+    assert steps.isdisjoint(turn.step for turn in turns_of(tracker.history))
 
 
 def test_a_run_that_goes_on_elsewhere_hangs_no_more_pictures_than_one_that_never_stopped(tmp_path):

@@ -15,12 +15,17 @@ from integrations.hugging_face import Items, bert, ended, gpt2, texts, trainer
 from integrations.trainings import differing, seed_all
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ntkwatch import NTKTrainerCallback, read_history
 from ntkwatch.errors import InputError, MissingExtraError
 from ntkwatch.integrations import huggingface
-from ntkwatch.integrations.huggingface_facts import check_whole, in_training_modes, whole_model
+from ntkwatch.integrations.huggingface_facts import (
+    check_whole,
+    in_training_modes,
+    may_stop_early,
+    whole_model,
+)
 from ntkwatch.integrations.huggingface_probe import PassingBatches
 from ntkwatch.watch.store import read_probe
 
@@ -154,6 +159,16 @@ def test_a_run_resumed_from_an_unwatched_one_says_so_and_is_saved_again(tmp_path
     )
 
 
+def test_a_checkpoint_of_a_run_that_follows_its_weights_can_be_written(tmp_path):
+    """The Trainer keeps callbacks' states as JSON, which would fail on tensors."""
+    watch = _watch(metrics="full", probe_size=4)
+    ended(lambda: (bert(), {"save_strategy": "steps", "save_steps": 6, "max_steps": 6}), tmp_path,
+          [watch])  # fmt: skip
+    assert watch.history[-1].displacement_path is not None
+    kept = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert "weights" not in kept["stateful_callbacks"]["ntkwatch: ntk"]
+
+
 # How training may end. ----------------------------------------------------------------------------
 
 
@@ -187,6 +202,12 @@ def test_the_last_observation_is_of_the_last_weights_and_not_of_the_best(tmp_pat
     moved = float((weights.seen[-1] - start).norm() / start.norm())
     assert watch.history[-1].step == 12
     assert watch.history[-1].relative_displacement == pytest.approx(moved, rel=1e-5)
+
+
+def test_early_stopping_is_known_to_end_a_run_before_its_time(tmp_path):
+    assert not may_stop_early(trainer(bert(), tmp_path))
+    assert may_stop_early(trainer(bert(), tmp_path, [EarlyStoppingCallback(2)]))
+    assert not may_stop_early(None)
 
 
 def test_a_training_that_is_stopped_is_observed_at_its_last_step(tmp_path):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ntkwatch import NTKMonitor
 from ntkwatch.errors import InputError
+from ntkwatch.watch.records import TIMINGS
 from ntkwatch.watch.store import read_probe
 
 pl = lightning()
@@ -113,7 +114,7 @@ def test_a_drawn_probe_passes_through_the_runs_own_transfer_hooks(tmp_path):
 def _numbers(history):
     """Without times, and without the way between observations, which hangs on where those lie."""
     way = dict.fromkeys(("angular_velocity", "path_length", "path_length_ratio"))
-    return [replace(o, seconds=0.0, **way) for o in history]
+    return [replace(o, **dict.fromkeys(TIMINGS, 0.0), **way) for o in history]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])

@@ -3,12 +3,14 @@
 Timings differ between any two runs; everything else must not.
 """
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from integrations.trainings import (
     NAMESPACES,
+    Resumable,
     data,
     differing,
     lightning,
@@ -19,10 +21,11 @@ from integrations.trainings import (
     seed_all,
     trainer,
 )
+from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ntkwatch import NTKMonitor, read_history
+from ntkwatch.watch.records import TIMINGS
 
 STOP = 7
 
@@ -34,40 +37,20 @@ pytestmark = [
 
 
 def _numbers(history):
-    """Without times, and without the way between observations, which hangs on where those lie."""
-    way = dict.fromkeys(("angular_velocity", "path_length", "path_length_ratio"))
-    return [replace(o, seconds=0.0, **way) for o in history]
+    return [replace(o, **dict.fromkeys(TIMINGS, 0.0)) for o in history]
 
 
 def _monitor(**settings) -> NTKMonitor:
     return NTKMonitor(**{"every_n_train_steps": 5, "on_error": "raise", **settings})
 
 
-class Resumable(DataLoader):
-    """Goes on in the middle of an epoch, as Lightning asks of loaders that are resumed there."""
-
-    start = seen = 0
-
-    def __iter__(self):
-        start, self.start = self.start, 0
-        for number, batch in enumerate(super().__iter__(), start=1):
-            if number > start:
-                self.seen = number
-                yield batch
-
-    def state_dict(self):
-        return {"seen": self.seen}
-
-    def load_state_dict(self, state):
-        self.start = state["seen"]
-
-
-def _fit(pl, root, watch, *, checkpoint=None, model=None, **settings):
+def _fit(pl, root, watch, *, checkpoint=None, model=None, every=STOP, batches=None, **settings):
     """Train for three epochs of six steps, unless the settings say otherwise."""
     seed_all()
     model = module(pl, mlp(nn.BatchNorm1d(8))) if model is None else model
+    batches = Resumable(data(), batch_size=8) if batches is None else batches
     keep = pl.callbacks.ModelCheckpoint(
-        root / "checkpoints", every_n_train_steps=STOP, save_top_k=-1, save_last=True
+        root / "checkpoints", every_n_train_steps=every, save_top_k=-1, save_last=True
     )
     run = trainer(
         pl,
@@ -76,7 +59,7 @@ def _fit(pl, root, watch, *, checkpoint=None, model=None, **settings):
         enable_checkpointing=True,
         **{"max_epochs": 3, **settings},
     )
-    run.fit(model, Resumable(data(), batch_size=8), ckpt_path=checkpoint, weights_only=True)
+    run.fit(model, batches, ckpt_path=checkpoint, weights_only=True)
     return remains(model, run)
 
 
@@ -103,8 +86,7 @@ def test_a_resumed_run_sees_what_one_that_never_stopped_sees(stopped, tmp_path):
     expected = {o.step: o for o in _numbers(whole.history)}
     seen = {o.step: o for o in _numbers(watch.history)}
     assert set(expected) == {0, 5, 10, 15, 18}
-    assert seen.pop(STOP).step == STOP  # the last step of the first part was observed, too
-    assert seen == expected
+    assert seen == expected, "what was seen because training ended at step 7 is taken back"
     assert differing(ended["state"], remains["state"]) == []
 
 
@@ -117,7 +99,7 @@ def test_a_resumed_run_has_the_whole_story_in_its_own_folder(stopped, tmp_path):
     assert again.run.reference == "before the first update"
     assert again.run.reference_is_start
     kernels = {path.name for path in (tmp_path / "ntk" / "kernels").iterdir()}
-    assert {f"step={s:08d}.safetensors" for s in (0, 5, 7, 10)} <= kernels
+    assert {f"step={s:08d}.safetensors" for s in (0, 5, 10)} <= kernels
     before = read_history(root / "stopped" / "ntk")
     assert [o.step for o in before] == [0, 5, 7], "the interrupted run's own file stays"
 
@@ -254,10 +236,80 @@ def test_a_sketched_run_goes_on_where_it_stopped(net, settings, columns, tmp_pat
     whole, _, resumed = (watch.history for watch in watches)
     expected = {o.step: o for o in _numbers(whole)}
     found = {o.step: o for o in _numbers(resumed)}
-    del found[STOP]
     assert found == expected
     assert {o.sketch_columns for o in whole if o.step} == {columns}
     assert all(o.kernel_angle > 0 for o in whole if o.step)
     assert read_history(tmp_path / "resumed" / "ntk").observations == resumed.observations
     page = (tmp_path / "resumed" / "ntk" / "report.html").read_text()
     assert ("estimates from a sketch of 64 random columns" in page) is (columns is not None)
+
+
+_SHUFFLED = {"every": STOP, "batches": lambda: Resumable(data(), batch_size=8, shuffle=True)}
+_AT_EPOCH_END = {"every": 12, "batches": loader}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"metrics": "full"},
+        {"metrics": "full", "outputs": "random:2", "batchnorm": "reference"},
+        {"resample_probe": True, "probe": "train", "probe_size": 12},
+    ],
+    ids=["full", "directions", "fresh probes"],
+)
+@pytest.mark.parametrize("stop", [_SHUFFLED, _AT_EPOCH_END], ids=["mid-epoch", "epoch end"])
+def test_a_run_stopped_and_resumed_in_place_has_the_files_of_one_that_never_stopped(
+    settings, stop, tmp_path
+):
+    """Past the warm-up (step 20), from ``last``; every line but for its timings, every kernel."""
+    pl = lightning()
+    how = {"max_epochs": None, "every": stop["every"]}
+
+    def fit(place, watch, until, checkpoint=None):
+        batches = stop["batches"]()
+        _fit(pl, place, watch, checkpoint=checkpoint, batches=batches, max_steps=until, **how)
+
+    whole, first, second = (_monitor(every_n_train_steps=4, **settings) for _ in range(3))
+    fit(tmp_path / "whole", whole, 30)
+    fit(tmp_path / "stopped", first, stop["every"])
+    fit(tmp_path / "stopped", second, 30, "last")
+    assert [o.step for o in whole.history] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
+    assert _numbers(second.history) == _numbers(whole.history)
+    assert whole.history[-1].since_warmup.anchor_step == 20
+    lines = [
+        [
+            json.loads(line)
+            for line in (tmp_path / place / "ntk/history.jsonl").read_text().splitlines()
+        ]
+        for place in ("whole", "stopped")
+    ]
+    for line in lines[0] + lines[1]:
+        for key in (*TIMINGS, "created", "elapsed", "share"):
+            line.pop(key, None)
+    assert lines[0] == lines[1], "appended once each, in order"
+    for file in (tmp_path / "whole" / "ntk").rglob("*.safetensors"):
+        again = tmp_path / "stopped" / file.relative_to(tmp_path / "whole")
+        assert differing(load_file(file), load_file(again)) == [], file.name
+
+
+def test_the_cost_of_a_run_goes_on_where_it_stopped(stopped, tmp_path):
+    pl, root, _, _ = stopped
+    watch = _monitor()
+    checkpoint = torch.load(_last(root / "stopped"), weights_only=True)
+    state = checkpoint["callbacks"]["NTKMonitor{'name': 'ntk'}"]
+    _fit(pl, tmp_path, watch, checkpoint=_last(root / "stopped"))
+    cost = watch.history.cost
+    assert cost.seconds > state["overhead_seconds"] > 0
+    assert cost.elapsed > state["elapsed_seconds"] > state["overhead_seconds"]
+    assert cost.share == pytest.approx(cost.seconds / cost.elapsed)
+    assert read_history(tmp_path / "ntk").cost == cost
+    assert json.loads((tmp_path / "ntk" / "verdict.json").read_text())["cost"]["seconds"] > 0
+
+
+def test_what_a_kill_left_half_written_is_swept_up(tmp_path):
+    pl = lightning()
+    _fit(pl, tmp_path, _monitor(), max_epochs=None, max_steps=STOP)
+    torn = tmp_path / "ntk" / "kernels" / ".step=00000099.safetensors.tmp"
+    torn.write_bytes(b"half")
+    _fit(pl, tmp_path, _monitor(), checkpoint=_last(tmp_path), max_epochs=None, max_steps=9)
+    assert not torn.exists()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 CLASSES = 3
@@ -27,6 +27,35 @@ def data(n: int = 48, *, features: int = 5, seed: int = 3) -> TensorDataset:
 
 def loader(n: int = 48, batch_size: int = 8, **settings: Any) -> DataLoader:
     return DataLoader(data(n), batch_size=batch_size, **settings)
+
+
+class Resumable(DataLoader):
+    """Goes on in the middle of an epoch, as Lightning asks of loaders that are resumed there.
+
+    Shuffled or not: an epoch's order hangs on its number alone.
+    """
+
+    start = seen = epoch = 0
+
+    def __init__(self, dataset: TensorDataset, *, shuffle: bool = False, **settings: Any) -> None:
+        self.generator_of_order = torch.Generator()
+        order = RandomSampler(dataset, generator=self.generator_of_order) if shuffle else None
+        super().__init__(dataset, sampler=order, **settings)
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        self.generator_of_order.manual_seed(self.epoch)
+        for number, batch in enumerate(super().__iter__(), start=1):
+            if number > start:
+                self.seen = number
+                yield batch
+        self.epoch += 1
+
+    def state_dict(self):
+        return {"seen": self.seen, "epoch": self.epoch}
+
+    def load_state_dict(self, state):
+        self.start, self.epoch = state["seen"], state["epoch"]
 
 
 def mlp(*extra: nn.Module) -> nn.Sequential:

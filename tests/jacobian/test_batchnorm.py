@@ -11,11 +11,11 @@ from torch import nn
 from ntkwatch.jacobian.batchnorm import (
     batch_statistics,
     moving_batchnorms,
-    norm_matched,
     probe_statistics,
 )
 from ntkwatch.jacobian.engine import empirical_ntk
 from ntkwatch.jacobian.functional import ModelFunction
+from ntkwatch.jacobian.norm_matching import norm_matched
 from ntkwatch.jacobian.undisturbed import undisturbed
 
 from oracles import dense_ntk

@@ -228,7 +228,7 @@ def test_a_resumed_tracker_with_other_outputs_is_refused(start, probe):
     first.observe(start, 0)
     second = KernelTracker(probe, outputs="sum")
     second.resume(first.history, first.reference)
-    with pytest.raises(KernelMismatchError, match="outputs='full' then and 'sum' now"):
+    with pytest.raises(KernelMismatchError, match="outputs='trace' then and 'sum' now"):
         second.observe(moved(start), 1)
 
 

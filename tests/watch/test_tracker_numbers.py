@@ -275,9 +275,10 @@ def test_many_outputs_are_seen_through_random_directions_fit_for_the_targets():
 
 
 def test_ten_outputs_are_all_seen():
-    tracker = KernelTracker(ProbeBatch(inputs(N, 4), labels(N)))
-    tracker.observe(nn.Linear(4, 10, **f64), 0)
-    assert tracker.history.run.spec["outputs"] == "full"
+    for metrics, outputs in (("standard", "trace"), ("full", "full")):
+        tracker = KernelTracker(ProbeBatch(inputs(N, 4), labels(N)), metrics=metrics)
+        tracker.observe(nn.Linear(4, 10, **f64), 0)
+        assert tracker.history.run.spec["outputs"] == outputs
 
 
 def test_chosen_parameters_alone_make_the_kernel_and_all_of_them_the_error(deep):
