@@ -50,7 +50,8 @@ def test_means_are_those_of_the_reference(runs, alpha):
 )
 def test_the_verdict_of_most_seeds_names_strength_and_use(runs, alpha, strengths, aligned):
     each = runs[alpha]
-    assert sum(bool({run.label, run.label.split(" (")[0]} & strengths) for run in each) > len(each) / 2
+    labels = [{run.label, run.label.split(" (")[0]} for run in each]
+    assert sum(bool(label & strengths) for label in labels) > len(each) / 2
     assert sum(run.task_aligned == aligned for run in each) > len(each) / 2
 
 
