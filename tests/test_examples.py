@@ -63,3 +63,15 @@ def test_of_four_ways_to_fine_tune_only_the_linear_one_is_static(tmp_path):
     assert re.search(r"no reference for 8 layers, such as \S+\.down$", text, re.M)
     assert text.count("no reference") == 1
     assert "nan" not in text
+
+
+def test_above_the_stable_learning_rate_the_loss_rises_and_the_kernel_moves(tmp_path):
+    text = _printed(tmp_path, "learning_rate")
+    rows = [re.split(r" {2,}", line.strip()) for line in text.splitlines()[1:]]
+    assert [float(row[0]) for row in rows] == [0.25, 0.9, 1.25, 1.5]
+    highest = [float(row[1].rstrip("x")) for row in rows]
+    assert highest[:2] == [1.0, 1.0], "below the limit it never rises"
+    assert min(highest[2:]) > 2
+    assert max(float(row[3]) for row in rows) < 1, "every one ends below its limit"
+    assert [row[4] for row in rows[:2]] == ["lazy", "lazy"]
+    assert rows[3][4] != "lazy"
