@@ -63,7 +63,7 @@ MISTAKES = {
 def without_structured(monkeypatch):
     """As if the structured engine could serve nothing, so that the others are seen to take over."""
 
-    def nothing(make, function, inputs, other, reduction, layers, buffers, budget):
+    def nothing(make, function, inputs, other, reduction, layers, buffers, budget, *, checked):
         return Served(parts=None, left_out=tuple(layers), reason="not asked")
 
     monkeypatch.setattr(compute, "serve", nothing)
