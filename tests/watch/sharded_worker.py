@@ -21,7 +21,7 @@ from torch.nn import functional
 from ntkwatch import KernelTracker, ProbeBatch
 from ntkwatch.errors import NtkwatchError
 from ntkwatch.jacobian import moving
-from ntkwatch.watch import compare
+from ntkwatch.watch import linear_error
 
 NUMBERS = (
     "relative_kernel_change",
@@ -98,7 +98,7 @@ def _trained(kind, *, watch, reshard=True, dtype=torch.float64, fresh=False, **o
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     y = torch.arange(len(x)) % 3
     draw = (lambda step: ProbeBatch(x.roll(step, 0), y)) if fresh else None
-    tracker = KernelTracker(ProbeBatch(x, y), fresh_probe=draw, warmup_steps=2)
+    tracker = KernelTracker(ProbeBatch(x, y), outputs="full", fresh_probe=draw, warmup_steps=2)
     torch.manual_seed(7 + rank)
     looks, weights = [], []
 
@@ -230,13 +230,13 @@ def _after_a_failure():
             optimizer.step()
             optimizer.zero_grad()
             if failing and step == 0:
-                ways, compare.sharded_product = compare.sharded_product, _fails
+                ways, linear_error.sharded_product = linear_error.sharded_product, _fails
                 try:
                     tracker.observe(model, 1)
                 except OSError as error:
                     said = str(error)
                 finally:
-                    compare.sharded_product = ways
+                    linear_error.sharded_product = ways
         ends.append(_whole(model))
     return said, *ends
 
