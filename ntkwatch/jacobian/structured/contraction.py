@@ -187,6 +187,8 @@ def _materialise(
     budget: int,
 ) -> Tensor:
     """Gradients of some output columns at a time: (n, R, columns, d)."""
+    if not full:  # directions are added up like columns, so they may be cut like columns
+        cot_a, cot_b = cot_a.flatten(2)[:, :, None], cot_b.flatten(2)[:, :, None]
     a, _, r, width = cot_a.shape
     b, _, s, _ = cot_b.shape
     depth = act_a.shape[2]

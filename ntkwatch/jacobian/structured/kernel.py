@@ -120,7 +120,9 @@ class _Work:
                     self._add(group, other, self._collect(self.right, group, first), second, first)
 
     def _collect(self, side: Pass, group: Group, directions: range) -> Collected:
-        return Collected(side, group.names, group.as_rows, directions)
+        # Kept apart, directions are multiplied by blocks of samples that are copied each time.
+        as_given = not self.full
+        return Collected(side, group.names, group.as_rows, directions, as_given=as_given)
 
     def _add(
         self, group: Group, left: Collected, right: Collected | None, first: range, second: range
