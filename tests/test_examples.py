@@ -1,6 +1,7 @@
 """Every example, run as a reader runs it; oracle: how each network was made or trained.
 
-A large output scale is lazy, and a head on a frozen network is linear in its weights.
+A large output scale is lazy, a head on a frozen network is linear in its weights, BatchNorm's
+averages start at 0 and 1 whatever the data, and the two scalings of a width have their limits.
 """
 
 import json
@@ -28,6 +29,13 @@ def _printed(folder, name, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def real_data():
+    """Skip where there is none: with NTKWATCH_REQUIRE_ALL=1 that is a failure."""
+    if not (ROOT / "data" / ".unpacked").exists():
+        pytest.skip("there is no real data here: run `make data`")
 
 
 def _verdict(text):
@@ -75,3 +83,47 @@ def test_above_the_stable_learning_rate_the_loss_rises_and_the_kernel_moves(tmp_
     assert max(float(row[3]) for row in rows) < 1, "every one ends below its limit"
     assert [row[4] for row in rows[:2]] == ["lazy", "lazy"]
     assert rows[3][4] != "lazy"
+
+
+@pytest.mark.usefixtures("real_data")
+def test_a_resnet_forms_features_from_the_first_layer_on_and_its_averages_move_the_kernel(tmp_path):
+    text = _printed(tmp_path, "resnet_fashion", "--picture", "picture.png")
+    assert _verdict(text) == "feature-learning"
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    rows = [line.split() for line in text.splitlines() if re.match(r" *\d+ .*\d$", line)]
+    shares = {int(row[0]): float(row[6]) for row in rows if row[6] != "-"}
+    assert min(share for step, share in shares.items() if 1 <= step <= 8) > 0.9
+    turned = dict(re.findall(r"^(stem|head|block\d\.\w+) +(\d\.\d+)", text, re.M))
+    assert len(turned) == 11
+    assert float(turned["stem"]) > float(turned["block3.conv1"])
+
+
+@pytest.mark.usefixtures("real_data")
+def test_a_small_gpt_moves_its_embedding_first_and_its_first_block_later(tmp_path):
+    text = _printed(tmp_path, "small_gpt", "--picture", "picture.png")
+    assert _verdict(text).startswith("feature-learning")
+    rows = [line.split() for line in text.splitlines() if re.match(r" *\d+ .*\d$", line)]
+    angles = {int(row[0]): [float(cell) for cell in row[3:]] for row in rows}
+    assert max(angles[16]) == angles[16][0], "the token embedding leads at first"
+    assert angles[100][2] > 1.5 * angles[16][2], "the first block moves later"
+    outputs = re.findall(r"^(8 random directions|logit to come|space) +(.*)$", text, re.M)
+    assert [name for name, _ in outputs] == ["8 random directions", "logit to come", "space"]
+    assert all(float(number) > 0.02 for _, numbers in outputs for number in numbers.split())
+
+
+@pytest.mark.usefixtures("real_data")
+def test_drift_vanishes_with_width_in_the_neural_tangent_scaling_and_not_in_mup(tmp_path):
+    text = _printed(tmp_path, "small_gpt_widths", "--picture", "picture.png")
+    exponents = dict(re.findall(r"^(neural tangent|muP) {3,}(.*)$", text, re.M))
+    assert max(float(number) for number in exponents["neural tangent"].split()) < -0.3
+    assert min(float(number) for number in exponents["muP"].split()) > -0.15
+
+
+def test_features_are_needed_at_a_small_output_scale_and_not_used_at_a_large_one(tmp_path):
+    text = _printed(tmp_path, "output_scale", "--picture", "picture.png")
+    small, large = (re.split(r" {2,}", line.strip()) for line in text.splitlines()[2:4])
+    assert (small[0], small[8], small[9]) == ("1", "yes", "feature-learning")
+    assert (large[0], large[8]) == ("100", "no")
+    network, kernel = (float(cell.rstrip("%")) for cell in large[5:7])
+    assert abs(network - kernel) < 5, "a lazy network is the kernel machine that it started as"
+    assert float(small[5].rstrip("%")) > kernel + 15
