@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 __all__ = ["colours", "panels", "save"]
@@ -26,6 +27,13 @@ def panels(count: int, height: float = 3.8):
 
 def save(figure: Figure, place: Path) -> None:
     """Write a PNG of 256 colours, which are enough for lines and text."""
+    for panel in figure.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
+        if panel.yaxis.get_scale() == "log":
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     written = io.BytesIO()
     figure.savefig(written, format="png")
     with Image.open(written) as image:

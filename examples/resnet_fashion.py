@@ -136,12 +136,11 @@ def to_the_end(timeline: Timeline) -> dict[str, list[float]]:
 
 def draw(place: Path, timeline: Timeline, running: History) -> None:
     figure, (left, right) = panels(2)
-    rows = to_the_end(timeline)
+    rows, steps = to_the_end(timeline), timeline.steps[1:]
     for order, (name, row) in enumerate(rows.items()):
-        left.plot(timeline.steps, row, color=colours(order / len(rows)), label=name)
-    left.set_xscale("symlog", linthresh=1)
-    left.set(title="how far each layer still has to turn (rad)", xlabel="step")
-    left.legend(frameon=False, fontsize=7)
+        left.plot(steps, row[1:], color=colours(order / len(rows)), label=name)
+    left.set(xscale="log", title="how far each layer still has to turn (rad)", xlabel="step")
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     seen = [one for one in running if one.parameters_only is not None]
     steps = [one.step for one in seen]
     right.plot(steps, [one.kernel_angle for one in seen], label="as evaluated")

@@ -104,7 +104,10 @@ def slope(runs: list[tuple[int, Observation]], key: str) -> float:
 
 def draw(place: Path, seen: dict[str, list[tuple[int, Observation]]]) -> None:
     figure, both = panels(2)
-    titles = {"linearization_error": "linearization error", "layer_angle_median": "layer angle"}
+    titles = {
+        "linearization_error": "linearization error",
+        "layer_angle_median": "layer angle (rad)",
+    }
     for panel, (key, title) in zip(both, titles.items(), strict=True):
         for name, runs in seen.items():
             widths = sorted({width for width, _ in runs})
@@ -116,7 +119,7 @@ def draw(place: Path, seen: dict[str, list[tuple[int, Observation]]]) -> None:
             )
             for width, those in zip(widths, values, strict=True):
                 panel.plot([width] * len(those), those, "o", color=line.get_color(), alpha=0.6)
-        panel.set(xscale="log", yscale="log", xlabel="width", title=f"{title} at equal loss")
+        panel.set(xscale="log", yscale="log", xlabel="width", title=f"{title}, at equal loss")
         panel.set_xticks(widths, [str(width) for width in widths], minor=False)
         panel.legend(frameon=False)
     save(figure, place)

@@ -24,6 +24,8 @@ AUTO_FULL = 10  # outputs up to which "auto" takes all of them: 10 classes are t
 AUTO_DIRECTIONS = 8
 
 _SEED = 0x4E544B  # fixed: kernels of one run, and of two runs, must use the same directions
+# Of their norm: far above rounding, far below what another sample's target makes of it.
+_ORDER_GAP = 1e-3
 _WIDE_LIMIT = 2**20  # above this many outputs the directions are drawn in float32
 
 
@@ -86,7 +88,8 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
         The reduction; "auto" is full up to 10 outputs, 8 random directions beyond.
 
     Raises:
-        InputError: If the setting is not one of these.
+        InputError: If the setting is not one of these, or is a function to which the order of the
+            samples matters.
         OutputError: If the function returns values that have no derivative.
     """
     shape = tuple(example.shape[1:])
@@ -102,6 +105,7 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
                 f"outputs= returned {values.dtype}, and only floating values have a derivative. "
                 "Return scores rather than the index of the largest."
             )
+        _check_order(outputs, example, values)
         name = getattr(outputs, "__qualname__", type(outputs).__name__)
         return Reduction(
             name=f"callable:{name}",
@@ -141,6 +145,23 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
     directions = random_directions(k, shape, plain=match[2] is not None)
     return Reduction(
         name=outputs, full=False, directions=directions, rows=k, shape=shape, model_shape=shape
+    )
+
+
+def _check_order(function: Callable[[Tensor], Tensor], example: Tensor, values: Tensor) -> None:
+    """Refuse a function that holds something for each place in the batch, such as targets."""
+    if example.is_meta:
+        return
+    again = function(example.flip(0)).flip(0)
+    if again.shape == values.shape:
+        gap, size = (again - values).nan_to_num().norm(), values.nan_to_num().norm()
+        if bool(gap <= _ORDER_GAP * size):
+            return
+    raise InputError(
+        f"outputs= gives other values for the same {len(example)} samples in reverse order, so a "
+        "kernel of it would mix up its samples, which are taken in any order and number. What "
+        "belongs to each sample, such as its target, goes among the inputs: pass forward=, a "
+        "function (model, inputs) -> tensor, which finds it there."
     )
 
 

@@ -207,6 +207,24 @@ def test_a_function_that_mixes_up_the_samples_axis_is_refused(function):
         empirical_ntk(MLP(), torch.randn(4, 4), outputs=function)
 
 
+def test_a_function_that_holds_the_targets_of_the_probe_is_refused_and_told_where_they_go():
+    """Samples are taken in any order and number, so it would read another sample's target."""
+    model, inputs, targets = MLP(5), torch.randn(4, 4), torch.tensor([[0], [1], [2], [3]])
+    for function in (lambda y: y.gather(1, targets), lambda y: y.gather(1, targets[: len(y)])):
+        with pytest.raises(InputError, match=r"same 4 samples in reverse.*pass forward="):
+            empirical_ntk(model, inputs, outputs=function)
+    kernel = empirical_ntk(
+        model,
+        {"x": inputs, "wanted": targets},
+        forward=lambda m, given: m(given["x"]).gather(1, given["wanted"]),
+        dtype=torch.float64,
+    )
+    full = dense_ntk(model, inputs)
+    places = torch.arange(4)
+    own = full[places[:, None], places, targets, targets.T]
+    assert gap(kernel.matrix[..., 0, 0], own) < 1e-13
+
+
 def test_a_function_without_a_derivative_is_refused():
     with pytest.raises(OutputError, match=r"outputs= returned torch.int64.*Return scores"):
         empirical_ntk(MLP(), torch.randn(4, 4), outputs=lambda y: y.argmax(dim=1))
