@@ -122,8 +122,8 @@ def test_drift_vanishes_with_width_in_the_neural_tangent_scaling_and_not_in_mup(
 def test_features_are_needed_at_a_small_output_scale_and_not_used_at_a_large_one(tmp_path):
     text = _printed(tmp_path, "output_scale", "--picture", "picture.png")
     small, large = (re.split(r" {2,}", line.strip()) for line in text.splitlines()[2:4])
-    assert (small[0], small[8], small[9]) == ("1", "yes", "feature-learning")
-    assert (large[0], large[8]) == ("100", "no")
+    assert (small[0], *small[8:]) == ("0.3", "yes", "feature-learning")
+    assert (large[0], *large[8:]) == ("100", "no", "lazy")
     network, kernel = (float(cell.rstrip("%")) for cell in large[5:7])
     assert abs(network - kernel) < 5, "a lazy network is the kernel machine that it started as"
     assert float(small[5].rstrip("%")) > kernel + 15
