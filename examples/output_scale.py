@@ -4,9 +4,9 @@ The network computes `alpha (f(x) - f_0(x))` and its learning rate is divided by
 `alpha` needs hardly any motion of the weights (Chizat, Oyallon and Bach 2019, arXiv:1812.07956). It
 sees two handwritten digits side by side, each from 0 to 3, and says whether their sum is odd.
 
-All runs stop at the same training loss. Beside the accuracy of the network on digits that it has
-not seen stands that of regression on the same training set with the kernel that the network
-started as, and with the kernel that it became.
+Runs stop at the same training loss, or after 400 epochs. Beside the accuracy of the network on
+digits that it has not seen stands that of regression on the same training set with the kernel that
+the network started as, and with the kernel that it became.
 
     python examples/output_scale.py --picture scale.png
 """
@@ -43,7 +43,7 @@ class Scaled(nn.Module):
         )
         for layer in self.net:
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                # torch's own start is smaller, and takes an `alpha` of 10,000 to be lazy.
+                # torch's own start is smaller, and takes a larger `alpha` to be lazy.
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
         self.start = copy.deepcopy(self.net).requires_grad_(False)
