@@ -17,6 +17,7 @@ from torch import nn
 
 from ntkwatch.errors import DivergedError, HistoryError, NtkwatchError
 from ntkwatch.integrations.checkpoint_files import Weights, read_checkpoint
+from ntkwatch.integrations.checkpoint_places import name_of
 from ntkwatch.integrations.checkpoint_series import Entry, Series, digest_of
 from ntkwatch.integrations.checkpoint_weights import load_weights
 from ntkwatch.integrations.mishaps import in_words
@@ -181,7 +182,7 @@ class _Run:
         """Write the verdict and the report."""
         for path, step, reason, _ in self.broken:
             if step is not None:
-                self._gap(Gap(step=step, reason=f"{path.name} cannot be read: {reason}"))
+                self._gap(Gap(step=step, reason=f"{name_of(path)} cannot be read: {reason}"))
         self.outlet.finish(self.tracker, judge(self.tracker.history), self.files)
 
     def _gap(self, gap: Gap) -> None:
@@ -257,7 +258,7 @@ def _tracker(
 ) -> KernelTracker:
     first, last = series.entries[0], series.entries[-1]
     is_zero = series.clock == "step" and first.step == 0
-    words = f"the earliest checkpoint, {first.path.name}"
+    words = f"the earliest checkpoint, {name_of(first.path)}"
     if series.clock == "time":
         words += ", and steps are files by the time of writing, as they do not say theirs"
     elif series.clock == "epoch":

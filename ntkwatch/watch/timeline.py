@@ -18,6 +18,7 @@ from ntkwatch.watch.wording import number
 __all__ = ["Finding", "Timeline", "timeline_of"]
 
 _NAMED = 3  # layers that a sentence names
+_SOON = 0.1  # share of a run: where less is left, its end came too soon for any number of steps
 
 Finding = Literal["kernel machine from the start", "formed", "still forming", "unknown"]
 _Row = tuple[float | None, ...]
@@ -135,10 +136,17 @@ def _found(history: History, anchors: Sequence[_From], bands: Bands, guard: str 
             f"{where}; a kernel machine since ({_said(settled, last)})"
         )
         return _Found("formed", said, until, forming_at, layers)
-    said = (
-        f"features still formed after step {forming_at}{where}; whether they did at the end "
-        f"cannot be told: {behind} steps after step {until} are too few (it takes {needed})"
-    )
+    said = f"features still formed after step {forming_at}{where}; "
+    if behind < _SOON * (last.step - start):
+        said += (
+            f"the run ended at step {last.step}, too soon after step {until} to tell whether they "
+            "had stopped"
+        )
+    else:
+        said += (
+            f"whether they had stopped by the end cannot be told: it takes {needed} quiet steps "
+            f"after step {until}, and the run had {behind}"
+        )
     return _Found("unknown", said, None, forming_at, layers)
 
 

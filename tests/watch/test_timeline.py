@@ -149,7 +149,16 @@ def test_the_finding_follows_from_the_errors_and_the_steps_behind_each_anchor(
 def test_too_few_steps_are_said_with_how_many_it_takes():
     said = _found({0: 0.9, 20: 0.5, 40: 0.02}, end=199).sentence
     assert "features still formed after step 20 in a" in said
-    assert "159 steps after step 40 are too few (it takes 160)" in said
+    assert "it takes 160 quiet steps after step 40, and the run had 159" in said
+
+
+def test_a_run_that_ended_right_after_an_anchor_is_not_told_to_go_on_for_ever():
+    """A run of 460 steps with an anchor at 455: asking for 1820 more steps helps nobody."""
+    said = _found({0: 0.9, 20: 0.5, 455: 0.02}, end=460).sentence
+    assert said == (
+        "features still formed after step 20 in a; the run ended at step 460, too soon after "
+        "step 455 to tell whether they had stopped"
+    )
 
 
 def _angles(medians, steps, **layers) -> KernelAngles:
