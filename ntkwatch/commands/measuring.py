@@ -143,6 +143,7 @@ def measured(
             on_progress=lambda entry: bar.update(1),
         )
     click.echo(f"Measurements are in {written.folder}", err=True)
+    history.path = written.history  # beside it lie the kernels that a page shows
     return history, f"{model_name} in {places[0]}"
 
 

@@ -155,8 +155,14 @@ def _renderer(form: str, *, colour: bool) -> Callable[..., str]:
     """Import what one form needs: the page's libraries take longer than all the rest."""
     if form == "html":
         from ntkwatch.report.html import render_html
+        from ntkwatch.report.kept_kernels import read_kernel_pair
 
-        return render_html
+        def render_page(history: History, verdict: Verdict, *, title: str) -> str:
+            folder = None if history.path is None else history.path.parent
+            kernels = read_kernel_pair(folder, history)
+            return render_html(history, verdict, title=title, kernels=kernels)
+
+        return render_page
     if form == "markdown":
         from ntkwatch.report.markdown import render_markdown
 

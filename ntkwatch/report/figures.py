@@ -20,6 +20,8 @@ __all__ = ["axis_title", "edges_of", "points", "points_of", "run_drawings"]
 # Thin lines beyond so many are a hairball; the page's table lists every layer.
 _LAYERS_SHOWN = 12
 _LAYERS_DRAWN = 64
+# Points of all layers of a plot together: they are most of what a page weighs.
+_POINTS, _FEWEST_POINTS = 6_000, 60
 
 _Read = Callable[[Observation], Mapping[str, float | None]]
 
@@ -186,8 +188,9 @@ def _since_warmup(history: History, key: str) -> list[Curve]:
 
 def _layer_curves(history: History, read: _Read, *, shown: int) -> tuple[list[Curve], str]:
     """One thin curve per layer, in the model's order; of very many, those at both extremes."""
-    names = list(dict.fromkeys(name for o in history for name in read(o)))
-    ends = {name: value for o in history for name, value in read(o).items() if value is not None}
+    readings = [(o.step, read(o)) for o in history]
+    names = _names([values for _, values in readings])
+    ends = _ends([values for _, values in readings], names)
     order = sorted(ends, key=lambda name: ends[name], reverse=True)
     drawn, said = _extremes(order, _LAYERS_DRAWN), ""
     if len(drawn) < len(order):
@@ -195,11 +198,13 @@ def _layer_curves(history: History, read: _Read, *, shown: int) -> tuple[list[Cu
             f" Drawn: the {len(drawn)} of {len(order)} layers with the largest and the smallest "
             "values at the end."
         )
+    most = max(_FEWEST_POINTS, _POINTS // max(1, len(drawn)))
     at_first = _extremes(order, shown) if shown else set()
     curves = [
         Curve(
             name=name,
-            points=points_of(history, _named(read, name)),
+            points=_points_of_layer(readings, name),
+            most=most,
             # The first two colours are those of the thick line and of the second reading.
             colour=COLOURS[2 + place % (len(COLOURS) - 2)],
             dash=DASHES[place // (len(COLOURS) - 2) % len(DASHES)],
@@ -211,8 +216,36 @@ def _layer_curves(history: History, read: _Read, *, shown: int) -> tuple[list[Cu
     return curves, said
 
 
-def _named(read: _Read, name: str) -> Callable[[Observation], float | None]:
-    return lambda o: read(o).get(name)
+def _names(readings: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """Every name once, in the model's order; nearly always all of them are in each reading."""
+    names: dict[str, None] = {}
+    for values in readings:
+        if not values.keys() <= names.keys():
+            names |= dict.fromkeys(values)
+    return list(names)
+
+
+def _ends(readings: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> dict[str, float]:
+    """The last value of each, from the end on."""
+    ends: dict[str, float] = {}
+    rest = set(names)
+    for values in reversed(readings):
+        found = {name: v for name in rest if (v := values.get(name)) is not None}
+        ends |= found
+        rest -= found.keys()
+        if not rest:
+            break
+    return {name: ends[name] for name in names if name in ends}
+
+
+def _points_of_layer(
+    readings: Sequence[tuple[int, Mapping[str, float | None]]], name: str
+) -> tuple[Point, ...]:
+    return tuple(
+        (step, y, None)
+        for step, values in readings
+        if (y := values.get(name)) is not None and math.isfinite(y)
+    )
 
 
 def _extremes(order: Sequence[str], count: int) -> set[str]:

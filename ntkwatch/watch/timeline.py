@@ -18,6 +18,7 @@ from ntkwatch.watch.wording import number
 __all__ = ["Finding", "Timeline", "timeline_of"]
 
 _NAMED = 3  # layers that a sentence names
+_NAME = 48  # characters of a name in a sentence
 _SOON = 0.1  # share of a run: where less is left, its end came too soon for any number of steps
 
 Finding = Literal["kernel machine from the start", "formed", "still forming", "unknown"]
@@ -246,4 +247,11 @@ def _named(layers: Sequence[str]) -> str:
     if not layers:
         return ""
     more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
-    return f" in {', '.join(layers[:_NAMED])}{more}"
+    return f" in {', '.join(_shortened(name) for name in layers[:_NAMED])}{more}"
+
+
+def _shortened(name: str) -> str:
+    """A sentence of three long names is none; they differ at their ends."""
+    if len(name) <= _NAME:
+        return name
+    return f"{name[: _NAME // 2]}…{name[-(_NAME // 2) :]}"
