@@ -90,6 +90,7 @@ def measured(
     weights: Any,
     prefix: str | None,
     loss: str | None,
+    held_out: str | None,
     folder: Path | None,
     first_is_start: bool,
     trust: bool,
@@ -110,10 +111,18 @@ def measured(
     # What the configuration builds comes before what the checkpoints keep of it.
     model = made_model(model_name, series.hyper_parameters | model_kept, arguments, device)
     data_kept = series.data_hyper_parameters | data_kept
-    probe = made_probe(data, probe_file, model, probe_size, data_kept)
+    tracker = {**kernel_settings(outputs, params, engine, memory_budget), "batchnorm": batchnorm}
+    if held_out is None:
+        probe = made_probe(data, probe_file, model, probe_size, data_kept)
+    else:
+        from ntkwatch.integrations.held_out_samples import training_set_and_held_out
+
+        probe, others = training_set_and_held_out(data, held_out, model, kept=data_kept)
+        tracker |= {"metrics": "full", "held_out": others}
     about: dict[str, Any] = {"model": model_name, "arguments": list(arguments), "outputs": outputs}
     about |= {"params": list(params), "batchnorm": batchnorm, "loss": loss}
     about |= {"engine": engine, "device": device}
+    about |= {"held_out": None if held_out is None else others.fingerprint()}
     reading = CheckpointReading(
         trust=trust,
         weights=weights,
@@ -122,7 +131,6 @@ def measured(
         loss=None if loss is None else named_object(loss),
         about=about,
     )
-    tracker = {**kernel_settings(outputs, params, engine, memory_budget), "batchnorm": batchnorm}
     target = _home(files) / "ntk" if folder is None else folder
     # Beside the probe lies the reference of the run that it was drawn for.
     beside = None if probe_file is None else RunFiles(Path(probe_file).parent)

@@ -67,6 +67,14 @@ _OF_ANY_RUN = ("places", "form", "as_json", "output", "no_color", "fail_on", "mo
     "as torch.nn.functional:cross_entropy. Runs are compared by it.",
 )
 @click.option(
+    "--held-out",
+    default=None,
+    metavar="NAME",
+    help="Samples that were not trained on, to say whether the features were needed: val for the "
+    "validation data of --data, or pkg.mod:Name as there. The probe is then the whole training set "
+    "of --data (samples times outputs up to 4000).",
+)
+@click.option(
     "--dir",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
@@ -117,6 +125,7 @@ def report(
       ntkwatch report lightning_logs/version_0 --format html -o report.html
       ntkwatch report lightning_logs/version_0 --fail-on lazy
       ntkwatch report checkpoints/ --model pkg.mod:Net --data pkg.mod:Data
+      ntkwatch report checkpoints/ --model pkg.mod:Net --data pkg.mod:Data --held-out val
     """
     form = chosen_form(form, as_json=as_json)
     cli = configured_run(places, model)

@@ -180,9 +180,9 @@ class _Run:
 
     def finish(self) -> None:
         """Write the verdict and the report."""
-        for path, step, reason, _ in self.broken:
+        for _, step, reason, _ in self.broken:
             if step is not None:
-                self._gap(Gap(step=step, reason=f"{name_of(path)} cannot be read: {reason}"))
+                self._gap(Gap(step=step, reason=reason))
         self.outlet.finish(self.tracker, judge(self.tracker.history), self.files)
 
     def _gap(self, gap: Gap) -> None:

@@ -129,7 +129,7 @@ def summarise(history: History, verdict: Verdict) -> Summary:
         details=detail_rows(observations[-1] if observations else None),
         layers=_layer_rows(verdict),
         missing=_missing(observations),
-        gaps=tuple(history.gaps),
+        gaps=tuple(sorted(history.gaps, key=lambda gap: gap.step)),
         problems=tuple(history.problems),
         settings=_settings(history),
         cost=cost_rows(history),
