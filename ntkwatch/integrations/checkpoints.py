@@ -35,13 +35,8 @@ __all__ = ["CheckpointReading", "watch_checkpoints"]
 
 _LEDGER = "checkpoints.json"
 _LEDGER_FORM = 1
-_STALE = (
-    "history.jsonl",
-    "angles.json",
-    "reference-warmup.safetensors",
-    "verdict.json",
-    "report.html",
-)
+_PAGES = ("verdict.json", "report.html")
+_STALE = ("history.jsonl", "angles.json", "reference-warmup.safetensors", *_PAGES)
 
 _WARMUP_STEPS, _WARMUP_SHARE = 20, 0.01  # as where a callback watches
 _NEVER = math.inf  # steps: where a clock counts something else, the end of a warm-up is unknown
@@ -173,8 +168,7 @@ class _Run:
             self.outlet.begin(self.tracker, self.files)
         if self.tracker.warmup is not None and self.tracker.warmup is not warmup:
             self.files.write_anchor(self.tracker.warmup, "warmup")
-        verdict = judge(self.tracker.history)
-        self.outlet.observed(self.tracker, observation, verdict, self.files)
+        self.outlet.observed(self.tracker, observation, judge(self.tracker.history), self.files)
         self.measured[entry.step] = self.digests[entry.step]
         self._write_ledger()
 

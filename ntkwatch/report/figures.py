@@ -4,13 +4,14 @@ Nothing here knows how a curve becomes a picture (``drawing``) or where it stand
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from ntkwatch.report.colours import COLOURS, DASHES
 from ntkwatch.report.columns import BY_KEY, value_of
 from ntkwatch.report.curve import Curve, Point
 from ntkwatch.report.drawing import Axis, Drawing, draw
 from ntkwatch.report.heatmap import timeline_drawings
+from ntkwatch.report.layer_curves import layer_curves
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.verdict import Bands, Verdict
@@ -19,11 +20,6 @@ __all__ = ["axis_title", "edges_of", "points", "points_of", "run_drawings"]
 
 # Thin lines beyond so many are a hairball; the page's table lists every layer.
 _LAYERS_SHOWN = 12
-_LAYERS_DRAWN = 64
-# Points of all layers of a plot together: they are most of what a page weighs.
-_POINTS, _FEWEST_POINTS = 6_000, 60
-
-_Read = Callable[[Observation], Mapping[str, float | None]]
 
 
 def run_drawings(history: History, verdict: Verdict) -> list[Drawing]:
@@ -80,7 +76,7 @@ def _error(history: History, bands: Bands) -> Drawing | None:
 def _angles(history: History, bands: Bands) -> Drawing | None:
     key = "layer_angle_median"
     median = Curve(name="median of the layers", points=points(history, key), width=3.2)
-    layers, said = _layer_curves(history, lambda o: o.layer_angle, shown=_LAYERS_SHOWN)
+    layers, said = layer_curves(history, lambda o: o.layer_angle, shown=_LAYERS_SHOWN)
     return draw(
         [median, *_since_warmup(history, key), *layers],
         Axis(title="angle (rad)", log=True, edges=edges_of(key, bands)),
@@ -135,7 +131,7 @@ def _item(k: int) -> Callable[[Observation], float | None]:
 def _displacement(history: History) -> Drawing | None:
     column = BY_KEY["relative_displacement"]
     whole = Curve(name="all watched weights", points=points(history, column.key), width=3.2)
-    layers, said = _layer_curves(history, lambda o: o.layer_relative_displacement, shown=0)
+    layers, said = layer_curves(history, lambda o: o.layer_relative_displacement, shown=0)
     return draw(
         [whole, *layers],
         Axis(title=axis_title(column.key)),
@@ -184,74 +180,6 @@ def _since_warmup(history: History, key: str) -> list[Curve]:
     )
     name = f"since warm-up (step {min(anchors)})"
     return [Curve(name=name, points=found, colour=COLOURS[1], dash="dash")]
-
-
-def _layer_curves(history: History, read: _Read, *, shown: int) -> tuple[list[Curve], str]:
-    """One thin curve per layer, in the model's order; of very many, those at both extremes."""
-    readings = [(o.step, read(o)) for o in history]
-    names = _names([values for _, values in readings])
-    ends = _ends([values for _, values in readings], names)
-    order = sorted(ends, key=lambda name: ends[name], reverse=True)
-    drawn, said = _extremes(order, _LAYERS_DRAWN), ""
-    if len(drawn) < len(order):
-        said = (
-            f" Drawn: the {len(drawn)} of {len(order)} layers with the largest and the smallest "
-            "values at the end."
-        )
-    most = max(_FEWEST_POINTS, _POINTS // max(1, len(drawn)))
-    at_first = _extremes(order, shown) if shown else set()
-    curves = [
-        Curve(
-            name=name,
-            points=_points_of_layer(readings, name),
-            most=most,
-            # The first two colours are those of the thick line and of the second reading.
-            colour=COLOURS[2 + place % (len(COLOURS) - 2)],
-            dash=DASHES[place // (len(COLOURS) - 2) % len(DASHES)],
-            width=1.4,
-            shown=name in at_first,
-        )
-        for place, name in enumerate(name for name in names if name in drawn)
-    ]
-    return curves, said
-
-
-def _names(readings: Sequence[Mapping[str, float | None]]) -> list[str]:
-    """Every name once, in the model's order; nearly always all of them are in each reading."""
-    names: dict[str, None] = {}
-    for values in readings:
-        if not values.keys() <= names.keys():
-            names |= dict.fromkeys(values)
-    return list(names)
-
-
-def _ends(readings: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> dict[str, float]:
-    """The last value of each, from the end on."""
-    ends: dict[str, float] = {}
-    rest = set(names)
-    for values in reversed(readings):
-        found = {name: v for name in rest if (v := values.get(name)) is not None}
-        ends |= found
-        rest -= found.keys()
-        if not rest:
-            break
-    return {name: ends[name] for name in names if name in ends}
-
-
-def _points_of_layer(
-    readings: Sequence[tuple[int, Mapping[str, float | None]]], name: str
-) -> tuple[Point, ...]:
-    return tuple(
-        (step, y, None)
-        for step, values in readings
-        if (y := values.get(name)) is not None and math.isfinite(y)
-    )
-
-
-def _extremes(order: Sequence[str], count: int) -> set[str]:
-    if len(order) <= count:
-        return set(order)
-    return {*order[: count - count // 2], *order[len(order) - count // 2 :]}
 
 
 # Points and axes. ---------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ _AFTER_GUARD = {
     "one observation": "Observe again after some training.",
     "last observation failed": "See the gap's reason; the observations before it are kept.",
     "reference is not the start": "Resume from a checkpoint that holds the monitor's state (where "
-    "checkpoints are measured: keep one of step 0), or read the numbers as drift since that point.",
+    "checkpoints are measured: keep one of step 0, or add --first-is-start if the earliest is the "
+    "start), or read the numbers as drift since that point.",
     "probe too small": "Use probe_size=64 or more.",
     "too early": "Train on, and judge again when the loss has fallen.",
     "outputs did not move": "Check that the watched parameters receive gradients.",

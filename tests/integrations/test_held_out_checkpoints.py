@@ -44,6 +44,10 @@ def others() -> tuple[torch.Tensor, torch.Tensor]:
     return _others()
 
 
+def fewer() -> tuple[torch.Tensor, torch.Tensor]:
+    return _others(60)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder of checkpoints, and the live weights by step."""
@@ -74,9 +78,10 @@ def test_checkpoints_answer_whether_the_features_were_needed(trained, tmp_path, 
 
 def test_other_held_out_samples_are_measured_anew(trained, tmp_path):
     how = [*MODEL, "--data", f"{HERE}:WithVal", "--dir", str(tmp_path / "ntk")]
-    for more in ([], ["--held-out", "val"], []):
+    for held_out, count in ((None, None), ("val", 120), (f"{HERE}:fewer", 60), (None, None)):
+        more = [] if held_out is None else ["--held-out", held_out]
         assert main(["report", str(trained[0]), *how, *more]) == 0
-        assert bool(read_history(tmp_path / "ntk")[-1].held_out) == bool(more)
+        assert read_history(tmp_path / "ntk")[-1].held_out.get("n_test") == count
 
 
 @pytest.mark.parametrize(
