@@ -14,7 +14,7 @@ from ntkwatch.watch.history import History
 
 __all__ = ["KernelPair", "read_kernel_pair"]
 
-_LARGEST = 4096  # probe points; the spectrum of more takes minutes
+_LARGEST = 2000  # probe points: two spectra of so many take seconds, and training waits for them
 
 _Array = NDArray[np.float64]
 
