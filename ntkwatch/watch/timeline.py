@@ -119,11 +119,11 @@ def _found(history: History, anchors: Sequence[_From], bands: Bands, guard: str 
         said = f"a kernel machine from the start ({_said(first, last)})"
         return _Found("kernel machine from the start", said)
     layers = _formed_layers(history, bands)
-    where = _named(list(layers))
     newest_loud = [anchor for anchor in anchors if not _is_quiet(anchor, bands)][-1]
     if len(anchors) == 1:
         return _nothing(_why_no_later(history))
     if newest_loud is anchors[-1]:
+        where = _named(_turned_after(newest_loud.step, layers))
         said = f"features were still forming at the end{where} ({_said(newest_loud, last)})"
         return _Found("still forming", said, forming_at=newest_loud.step, layers=layers)
     settled = anchors[anchors.index(newest_loud) + 1]
@@ -134,9 +134,10 @@ def _found(history: History, anchors: Sequence[_From], bands: Bands, guard: str 
     if behind >= needed:
         said = (
             f"features formed until step {until} at the latest (still at step {forming_at})"
-            f"{where}; a kernel machine since ({_said(settled, last)})"
+            f"{_named(list(layers))}; a kernel machine since ({_said(settled, last)})"
         )
         return _Found("formed", said, until, forming_at, layers)
+    where = _named(_turned_after(forming_at, layers))
     said = f"features still formed after step {forming_at}{where}; "
     if behind < _SOON * (last.step - start):
         said += (
@@ -241,6 +242,10 @@ def _formed_layers(history: History, bands: Bands) -> dict[str, int | None]:
         name: _last_above(steps, rows.get(name, ()), bands.lazy_angle)[1]
         for name in sorted(turned, key=lambda name: -turned[name])
     }
+
+
+def _turned_after(step: int, layers: Mapping[str, int | None]) -> list[str]:
+    return [name for name, since in layers.items() if since is None or since > step]
 
 
 def _named(layers: Sequence[str]) -> str:

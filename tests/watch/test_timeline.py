@@ -200,6 +200,19 @@ def test_each_layer_has_the_step_since_which_it_kept_its_shape():
     assert _found({0: 0.9, 20: 0.5, 40: 0.02}, end=500).layers == {"a": None}
 
 
+def test_a_layer_that_kept_its_shape_before_is_not_said_to_have_formed_after():
+    steps = (0, 20, 40, 90, 120)
+    angles = _angles(
+        (0.5, 0.3, 0.2, 0.01, 0.0), steps, a=(0.4, 0.3, 0.2, 0.01, 0.0), b=(0.3, 0.2, 0, 0, 0)
+    )
+    reading = {"layer_angle": {"a": 0.4, "b": 0.3}}
+    found = _found({0: 0.9, 20: 0.5, 40: 0.02}, end=120, angles=angles, **reading)
+    assert found.layers == {"a": 90, "b": 40}
+    assert found.sentence.startswith("features still formed after step 40 in a; ")
+    settled = _found({0: 0.9, 20: 0.5, 40: 0.02}, end=500, angles=angles, **reading)
+    assert f"(still at step {settled.forming_at}) in a, b;" in settled.sentence
+
+
 def test_decay_that_was_followed_is_read_past():
     history = _run({0: 0.9, 20: 0.9, 40: 0.02}, end=500)
     last = history[-1]
