@@ -182,11 +182,12 @@ class WatchedRun:
         if not may_stop_early:
             self._budget.expect(total_steps, first_step=step, time_left=time_left)
         device = next(model.parameters()).device
+        self.files = RunFiles(self.files.folder, self._crew.shards_of(model))
         earlier = earlier_part(interrupted, self.files, step=step, device=device)
         if earlier is not None:
             self._go_on(earlier, step, interrupted)
         else:
-            self.files = RunFiles(free_folder(self.files.folder))
+            self.files = RunFiles(free_folder(self.files.folder), self.files.shards)
             probe = draw(0)
             if probe is None and resample:
                 raise InputError(_NOTHING_TO_DRAW_FROM)

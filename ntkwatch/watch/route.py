@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ntkwatch.errors import InputError, KernelMismatchError
 from ntkwatch.jacobian.functional import Params
+from ntkwatch.jacobian.shards import is_shard
 from ntkwatch.kernel.gram import widest_float
 from ntkwatch.kernel.path import angular_velocity
 from ntkwatch.watch.look import Seen
@@ -61,8 +62,12 @@ class Route:
 
     @property
     def weights(self) -> dict[int, Params]:
-        """Copies of the watched parameters at the last stations, by step, where they are kept."""
-        return {s.step: s.weights for s in self._stations if s.weights is not None}
+        """Copies of the watched parameters at the last stations, by step, where they are kept.
+
+        Not where a process has but shards of them, which no checkpoint of a single file can hold.
+        """
+        kept = {s.step: s.weights for s in self._stations if s.weights is not None}
+        return {step: w for step, w in kept.items() if not any(map(is_shard, w.values()))}
 
     def start_over(self) -> None:
         """Forget everything."""

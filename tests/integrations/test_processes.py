@@ -4,14 +4,16 @@ Oracles: the run that nobody watched, and kernels by plain autograd on whole wei
 run ``process_worker`` once; the tests look at what they saved.
 """
 
+import re
+
 import pytest
 import torch
-from integrations.process_worker import Shaped, data
+from integrations.process_worker import STOPS_AT, Shaped, data
 from integrations.trainings import differing
 from jacobian.processes import results_of
 
 from ntkwatch import read_history
-from ntkwatch.watch.records import NOT_TAKEN
+from ntkwatch.watch.records import NOT_TAKEN, TIMINGS
 
 from oracles import dense_jacobian, dense_ntk
 
@@ -214,3 +216,51 @@ def test_processes_that_remember_different_things_stop_watching_together(both):
     assert "could not be observed by all processes (process 1: MemoryError: here only)" in said
     assert "not watched any further" in said
     assert first["gaps"] == [3]
+
+
+# Shards, resumed. ---------------------------------------------------------------------------------
+
+
+def _numbers(saved):
+    return [{k: v for k, v in seen.items() if k not in TIMINGS} for seen in saved["history"]]
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "in place"])
+def test_a_resumed_sharded_run_sees_what_one_that_never_stopped_sees(both, folder, where):
+    """Past its warm-up, in the folder of the stopped run and in one of its own."""
+    first, second = (saved["resumed"][where] for saved in both)
+    assert first["raised"] == second["raised"] == ""
+    assert first["said"] == second["said"] == []
+    whole = both[0]["resumed"]["whole"]
+    assert differing(first["left"]["state"], whole["left"]["state"]) == []
+    assert _numbers(first) == _numbers(whole)
+    steps = [0, 4, 8, 12, 16, 20, STOPS_AT, 28, 32, 36]
+    assert [seen["step"] for seen in first["history"]] == steps
+    assert first["history"][-1]["since_warmup"]["anchor_step"] == 20
+    place = {"elsewhere": "elsewhere", "in place": "stopped"}[where]
+    again = read_history(folder / "resumed" / place / "ntk")
+    assert [seen.step for seen in again] == steps
+    assert again.run.reference_is_start
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("a part is gone", "process 1: .*start-00001-of-00002.safetensors cannot be read"),
+        ("parts of two runs", "the parts in the processes' files are of different anchors"),
+    ],
+)
+def test_a_sharded_run_without_all_its_parts_says_so_and_counts_from_here(both, what, words):
+    first, second = (saved["resumed"][what] for saved in both)
+    assert first["raised"] == second["raised"] == ""
+    (said,) = first["said"]
+    assert said.startswith(f"training goes on from step {STOPS_AT} and what ntkwatch saw of it")
+    assert re.search(words, said)
+    assert second["said"] == []
+    assert [seen["step"] for seen in first["history"]] == [STOPS_AT, 28]
+
+
+def test_what_is_found_unusable_is_left_as_it_was(both, folder):
+    """The history of the stopped run is not cut for a run that does not take it up."""
+    again = read_history(folder / "resumed" / "stopped" / "ntk")
+    assert again[-1].step == 36
