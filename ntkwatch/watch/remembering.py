@@ -42,6 +42,7 @@ class Remembering:
         self._settings: Settings | None = None
         self._seen: Seen | None = None
         self._resumed: dict[str, Any] | None = None
+        self._reference_words: dict[str, Any] = {}
         self._modes_known = False
 
     @property
@@ -93,6 +94,16 @@ class Remembering:
     def last_reference(self) -> Anchor | None:
         """The reference on that probe, or None before it."""
         return self.reference if self._seen is None else self._seen.start
+
+    def refer_to(self, words: str, *, is_start: bool) -> None:
+        """Say where the reference will come from; the loss there is not known then.
+
+        Args:
+            words: For the record.
+            is_start: Whether that is the start of this training.
+        """
+        self._reference_words = {"reference": words, "reference_is_start": is_start}
+        self.loss_start = None
 
     def keep_anchors_on(self, shelf: Shelf) -> None:
         """Keep anchors after the warm-up there (on disk, say) instead of in memory."""
