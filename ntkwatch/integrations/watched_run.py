@@ -20,6 +20,7 @@ from ntkwatch.integrations.late_reference import LateReference
 from ntkwatch.integrations.mishaps import say
 from ntkwatch.integrations.outlet import FOLDER, Outlet
 from ntkwatch.integrations.resumption import EarlierPart, free_folder
+from ntkwatch.integrations.taken_steps import TakenSteps
 from ntkwatch.watch.budget import Kind
 from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.probe import ProbeBatch
@@ -85,6 +86,7 @@ class WatchedRun(Harmless):
         self._beginning = Beginning()
         self._gathering: Gathering | None = None
         self._finished = False
+        self._steps, self._steps_done = TakenSteps(), 0
 
     @property
     def next_step(self) -> float:
@@ -224,9 +226,22 @@ class WatchedRun(Harmless):
         """Keep the training step's loss."""
         self._observer.losses.note(loss)
 
-    def note_step(self, optimizer: Any, number: int) -> None:
-        """Count what weight decay does in one optimizer step."""
-        self._beginning.decay.note(optimizer, number)
+    def before_step(self, optimizer: Any, number: int, step: int) -> None:
+        """Count what weight decay does in the optimizer step that is about to be taken, if it is.
+
+        Args:
+            optimizer: About to step.
+            number: Which of several optimizers it is.
+            step: Optimizer steps taken so far.
+        """
+
+        def count(stepped: Any) -> None:
+            if not self.stood_down:
+                with self.harmless(self._steps_done):
+                    self._beginning.decay.note(stepped, number)
+
+        self._steps_done = step
+        self._steps.follow(optimizer, count)
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
@@ -279,4 +294,5 @@ class WatchedRun(Harmless):
         self._observer.losses.let_go()
         self._gathering = self._observer.training = None
         self._beginning.let_go()
+        self._steps.let_go()
         self._budget.expect(None)

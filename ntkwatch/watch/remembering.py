@@ -112,7 +112,8 @@ class Remembering:
     def note_step(self, optimizer: torch.optim.Optimizer, number: int = 0) -> None:
         """Count what weight decay does in one optimizer step; say every step from the first on.
 
-        Call it right after ``optimizer.step()`` and before a scheduler changes the learning rate.
+        Call it right after ``optimizer.step()`` and before a scheduler changes the learning rate;
+        not where a gradient scaler left the step out.
         Without, a run with weight decay is compared with where it started only, which decay alone
         leaves.
 
