@@ -8,8 +8,8 @@ from torch import Tensor
 from ntkwatch.errors import InputError, KernelMismatchError
 from ntkwatch.jacobian.functional import Params
 from ntkwatch.jacobian.shards import is_shard
-from ntkwatch.kernel.gram import widest_float
 from ntkwatch.kernel.path import angular_velocity
+from ntkwatch.kernel.sizes import squared_norm
 from ntkwatch.watch.look import Seen
 from ntkwatch.watch.records import Observation
 
@@ -125,10 +125,7 @@ def weight_path_numbers(
     if before.weights is None or before.weight_path is None:
         left_out["displacement_path"] = "the weights of an observation before are not kept"
         return {}
-    squares = [
-        (weights[name] - then).abs().to(widest_float(then.device)).square().sum()
-        for name, then in before.weights.items()
-    ]
+    squares = [squared_norm(weights[name], minus=then) for name, then in before.weights.items()]
     path = before.weight_path + float(torch.stack(squares).sum().sqrt())
     if not displacement:
         left_out["displacement_path_ratio"] = "the weights are where they were at the start"
