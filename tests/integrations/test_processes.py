@@ -137,6 +137,19 @@ def test_a_look_that_fails_in_the_first_process_is_a_gap_and_the_others_go_on(bo
     assert [seen["step"] for seen in first["history"]] == [0, 6, 9, 12]
 
 
+@pytest.mark.parametrize("strategy", ["mischief", "fsdp"])
+def test_a_reference_that_fails_once_is_late_in_all_processes(both, strategy):
+    first, second = (saved[strategy]["reference"] for saved in both)
+    assert first["raised"] == second["raised"] == ""
+    (said,) = first["said"]
+    assert "could not observe step 0: RuntimeError: lost." in said
+    assert second["said"] == []
+    assert first["gaps"] == [0]
+    assert [seen["step"] for seen in first["history"]] == [1, 3, 6, 9, 12]
+    if strategy == "fsdp":
+        _check_against_autograd(first, start=1)
+
+
 # Shards. ------------------------------------------------------------------------------------------
 
 
@@ -148,18 +161,18 @@ def _at(weights):
     return model
 
 
-def _check_against_autograd(saved):
+def _check_against_autograd(saved, *, start=0):
     """The last kernel, and every linearization error and displacement."""
     weights, x = saved["weights"], saved["probe"]
     exact = dense_ntk(_at(weights[12]), x)
     _close(saved["kernel"][0], exact.diagonal(dim1=2, dim2=3).sum(dim=-1))
-    start = _at(weights[0])
-    jacobian = dense_jacobian(start, x)
+    reference = _at(weights[start])
+    jacobian = dense_jacobian(reference, x)
     for seen in saved["history"][1:]:
         now = weights[seen["step"]]
-        moved = {name: (now[name] - w).flatten() for name, w in weights[0].items()}
+        moved = {name: (now[name] - w).flatten() for name, w in weights[start].items()}
         with torch.no_grad():
-            change = _at(now)(x) - start(x)
+            change = _at(now)(x) - reference(x)
         linear = sum(jacobian[name] @ moved[name] for name in moved)
         error = float((change - linear).norm() / change.norm())
         assert seen["linearization_error"] == pytest.approx(error, rel=1e-8)
