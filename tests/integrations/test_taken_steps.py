@@ -7,7 +7,16 @@ is what is left of such a weight, whatever the optimizer, its learning rates and
 import pytest
 import torch
 from integrations import hugging_face
-from integrations.trainings import lightning, loader, mlp, module, seed_all, trainer
+from integrations.trainings import (
+    differing,
+    lightning,
+    loader,
+    mlp,
+    module,
+    remains,
+    seed_all,
+    trainer,
+)
 from torch import nn
 
 from ntkwatch import NTKMonitor, NTKTrainerCallback
@@ -74,6 +83,17 @@ def test_steps_that_a_scaler_leaves_out_do_not_decay(tmp_path, optimizer):
     assert _left(watch) == pytest.approx(model.idle.item(), rel=1e-5)
     assert watch.history[-1].linearization_error_decayed is not None
     assert len(run.optimizers[0]._optimizer_step_post_hooks) == 0, "as it was found"
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("optimizer", ["AdamW", "fused AdamW"])
+def test_a_watched_training_under_a_scaler_ends_as_an_unwatched_one(tmp_path, optimizer):
+    ends = []
+    for callbacks in ([NTKMonitor(every_n_train_steps=1, on_error="raise")], []):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        left = remains(*_scaled(tmp_path, callbacks, optimizer, scaler))
+        ends.append({**left, "scaler": scaler.state_dict()})
+    assert differing(*ends) == []
 
 
 def test_a_count_of_all_steps_would_be_another_one(tmp_path):
