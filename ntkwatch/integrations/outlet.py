@@ -1,6 +1,7 @@
 """Where a watched run's numbers go: its loggers, their dashboards, its folder."""
 
-from collections.abc import Callable, MutableMapping, Sequence
+import math
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = ["FOLDER", "Outlet", "OutletSettings", "Trying"]
 
 # Given what is written and where, keeps a failure to write it away from what is written next.
 Trying = Callable[[str, str], AbstractContextManager[None]]
+_STRENGTH, _SHARE = "strength", "overhead_share"  # tags
 FOLDER, _PAGES = "the run's folder", "the TensorBoard logger"
 
 
@@ -66,6 +68,7 @@ class Outlet:
             loggers, metrics, name=settings.name, custom_scalars=settings.custom_scalars
         )
         self._behind = False
+        self._tags = {_STRENGTH}
 
     def begin(self, tracker: KernelTracker, files: RunFiles, trying: Trying = as_it_comes) -> None:
         """Write what is fixed from the reference on: run, probe, reference, chart layout."""
@@ -132,6 +135,7 @@ class Outlet:
         """
         x = observation.step if observation.logged_step is None else observation.logged_step
         values = scalars_of(observation, verdict)
+        self._tags |= values.keys()
         scalars = {f"{self._settings.name}/{tag}": value for tag, value in values.items()}
         what = f"what it saw at step {observation.step}"
         with trying(what, FOLDER):
@@ -140,22 +144,31 @@ class Outlet:
                 files.write_kernel(observation.step, tracker.kernel.trace)
             if tracker.history.angles is not None:
                 files.write_angles(tracker.history.angles)
-        for logger in self._loggers:
-            with trying(what, f"the logger {type(logger).__name__}"):
-                logger.log_metrics(scalars, step=x)
-        # So that EarlyStopping and ModelCheckpoint can monitor our tags.
-        self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+        self._log(scalars, x, what, trying)
         with trying(what, _PAGES):
             do_all(self._dashboard.show(tracker, observation, verdict, values, x=x, last=last))
 
-    def show_verdict(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
-        """Write a verdict that no observation brought about to TensorBoard.
+    def _log(self, scalars: Mapping[str, float], x: int, what: str, trying: Trying) -> None:
+        for logger in self._loggers:
+            with trying(what, f"the logger {type(logger).__name__}"):
+                logger.log_metrics(dict(scalars), step=x)
+        # So that EarlyStopping and ModelCheckpoint can monitor our tags.
+        self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+
+    def diverged(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
+        """Write that there is nothing left to observe: NaN where the last numbers would stay.
+
+        Lightning's EarlyStopping then ends the run, and its ModelCheckpoint takes NaN for the worst
+        there is.
 
         Args:
-            verdict: The verdict.
+            verdict: Which says so.
             x: x axis.
             trying: Keeps a failure away from the training.
         """
+        gone = sorted(self._tags - {_SHARE})
+        scalars = {f"{self._settings.name}/{tag}": math.nan for tag in gone}
+        self._log(scalars, x, "that the model diverged", trying)
         with trying("the verdict", _PAGES):
             self._dashboard.tell(verdict, x)
 
