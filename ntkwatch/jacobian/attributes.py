@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["kept_attributes"]
+__all__ = ["kept_attributes", "own_attributes_kept"]
 
 # A plain tensor up to this size is copied, so that a counter or running mean can be put back;
 # larger ones are data, which copying at each measurement would make dear.
@@ -45,6 +45,47 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
                 if own.get(hooks):
                     own[hooks] = OrderedDict()
         yield
+
+
+@contextmanager
+def own_attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass makes of a module's own attributes: names and containers.
+
+    It is for single calls, so it is quick: what every module has, and what is in tensors, is left
+    to ``kept_attributes`` around the whole measurement.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    before = [(vars(module), _own_attributes(module)) for module in model.modules()]
+    contents = [
+        restore
+        for _, own in before
+        for value in own.values()
+        if type(value) in _CONTAINERS and (restore := _restorer(value)) is not None
+    ]
+    try:
+        yield
+    finally:
+        for restore in contents:
+            restore()
+        for (attributes, own), module in zip(before, model.modules(), strict=True):
+            now = _own_attributes(module)
+            if not _same(now, own):
+                for name in now.keys() - own.keys():
+                    del attributes[name]
+                attributes.update(own)
+
+
+_CONTAINERS = (dict, OrderedDict, list, deque, set)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
 def _put_back(own: dict[Any, Any], before: dict[Any, Any]) -> None:
