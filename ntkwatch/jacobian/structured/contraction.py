@@ -104,27 +104,35 @@ def contract_turned(left: Factors, right: Factors, *, full: bool, budget: int) -
     m, u, s, _ = right.cot.shape
     wide = widest_float(left.cot.device)
     total = torch.zeros((n, r, m, s) if full else (n, m), dtype=wide, device=left.cot.device)
-    each = t * u * (r + s) * left.cot.element_size()
-    for a in _ranges(range(n), 1):
-        act_a, cot_a = left.act(a)[0], left.cot[a.start].transpose(0, 1)
-        for b in _ranges(range(m), max(1, budget // max(1, each))):
-            act_b, cot_b = right.act(b), right.cot[b.start : b.stop]
-            first = _dots(cot_b.movedim(2, 0), act_a)  # (S, b, U, T)
-            second = torch.stack([_dots(cot_a, act) for act in act_b], dim=1)  # (R, b, T, U)
-            second = second.mT
+    each = 2 * t * u * (r + s) * left.cot.element_size()
+    for b in _ranges(range(m), max(1, min(budget, _CACHE) // max(1, each))):
+        act_b, cot_b = right.act(b), right.cot[b.start : b.stop].transpose(1, 2)  # (b, S, U, d)
+        for a in range(n):
+            act_a, cot_a = left.act(range(a, a + 1))[0], left.cot[a].transpose(0, 1)  # (R, T, e)
+            first = _dots_with_one(cot_b, act_a)
+            second = _dots_with_each(cot_a, act_b)
             if full:
-                block = torch.einsum("sbut,rbut->rbs", first, second)
-                total[a.start, :, b.start : b.stop] = block.to(wide)
+                block = torch.einsum("bsut,brut->rbs", first, second)
+                total[a, :, b.start : b.stop] = block.to(wide)
             else:
-                total[a.start, b.start : b.stop] = torch.einsum("sbut,sbut->b", first, second)
+                total[a, b.start : b.stop] = first.mul_(second).sum(dim=(1, 2, 3), dtype=wide)
     return total
 
 
-def _dots(cot: Tensor, act: Tensor) -> Tensor:
-    """Products (..., U, T) of cotangents (..., U, d) with activations (T, d) or indices (T)."""
-    if act.ndim == 2:
+def _dots_with_one(cot: Tensor, act: Tensor) -> Tensor:
+    """Products (b, S, U, T) of cotangents (b, S, U, d) with (T, d) or indices (T)."""
+    if act.is_floating_point():
         return cot @ act.mT
-    return cot[..., act.clamp(min=0)] * (act >= 0)
+    return cot.index_select(-1, act.clamp(min=0)) * (act >= 0)
+
+
+def _dots_with_each(cot: Tensor, act: Tensor) -> Tensor:
+    """Products (b, R, U, T) of cotangents (R, T, e) with (b, U, e) or indices (b, U)."""
+    if act.is_floating_point():  # one product for all
+        found = act.flatten(0, 1) @ cot.flatten(0, 1).mT
+        return found.view(*act.shape[:2], *cot.shape[:2]).transpose(1, 2)
+    found = cot[:, :, act.clamp(min=0)] * (act >= 0)  # (R, T, b, U)
+    return found.permute(2, 0, 3, 1)
 
 
 def _block(
@@ -187,6 +195,8 @@ def _materialise(
     budget: int,
 ) -> Tensor:
     """Gradients of some output columns at a time: (n, R, columns, d)."""
+    if not full:  # directions are added up like columns, so they may be cut like columns
+        cot_a, cot_b = cot_a.flatten(2)[:, :, None], cot_b.flatten(2)[:, :, None]
     a, _, r, width = cot_a.shape
     b, _, s, _ = cot_b.shape
     depth = act_a.shape[2]
