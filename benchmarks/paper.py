@@ -24,15 +24,20 @@ __all__ = ["Estimate", "estimate"]
 
 _GIB = 2**30
 _HEAD = (
-    "probe, per device",
-    "kernel T",
-    "observed T",
+    "probe",
+    "budget",
+    "devices",
+    "passes",
+    "T mults",
     "of a step",
     "seconds",
     "GiB in",
     "seconds",
     "GiB held",
 )
+# Of a device: T multiplications a second in float32, GB a second that come in by number of devices.
+RATE = 20
+LINKS = {8: 300, 64: 40}
 
 # What a later observation takes beside its kernel, in forward passes of the probe; ``large.py``
 # counts it: outputs, a forward-mode pass with the linearization error, what checks it.
@@ -49,7 +54,7 @@ class Estimate:
         contraction: Of the kernel, beyond passes.
         passes: Backward passes of the kernel.
         operands: Bytes of all operands together; ``memory_budget`` bounds what is held of them.
-        outputs: Samples times directions.
+        samples: In the probe.
     """
 
     parameters: int
@@ -57,7 +62,7 @@ class Estimate:
     contraction: float
     passes: int
     operands: int
-    outputs: int
+    samples: int
 
     @property
     def training(self) -> float:
@@ -113,7 +118,7 @@ def estimate(
         contraction=planned.multiplications,
         passes=planned.passes,
         operands=sum(step.nbytes for step in planned.steps),
-        outputs=len(probe),
+        samples=len(probe),
     )
 
 
@@ -159,57 +164,58 @@ def activations(model: nn.Module, length: int) -> int:
     return sum(t.untyped_storage().nbytes() for n, t in kept.items() if n not in weights)
 
 
-def _lines(found: Estimate, kept: int, largest: int, given: argparse.Namespace) -> list[list[str]]:
-    """One line per number of devices: every one makes all passes, each with its own shards."""
-    weights, passes = 4 * found.parameters, 1 + found.passes
-    lines = []
-    for devices, speed in zip(given.devices, given.links, strict=True):
-        # What others hold comes in once per forward and once per backward pass.
-        moved = (passes + BESIDE) * weights * (devices - 1) / devices
-        memory = 3 * weights / devices + largest + found.outputs * kept + given.budget * _GIB
-        lines.append(
-            [
-                f"{found.outputs} x {given.length}, {devices} devices",
-                f"{found.kernel / 1e12:.1f}",
-                f"{found.observation / 1e12:.1f}",
-                f"{found.observation / found.training:.2f}",
-                f"{found.observation / (given.rate * 1e12):.1f}",
-                f"{moved / _GIB:.0f}",
-                f"{moved / (speed * 1e9):.1f}",
-                f"{memory / _GIB:.1f}",
-            ]
-        )
-    return lines
+def _line(
+    found: Estimate, kept: int, largest: int, budget: float, name: str, devices: int, speed: float
+) -> list[str]:
+    """Of one of so many devices: every one makes all passes, each with its own shards."""
+    weights = 4 * found.parameters
+    # What others hold comes in once per forward pass and once per backward pass.
+    moved = (1 + found.passes + BESIDE) * weights * (devices - 1) / devices
+    # Shards of the weights, of the reference and of the way between them.
+    memory = 3 * weights / devices + largest + found.samples * kept + budget * _GIB
+    return [
+        name,
+        f"{budget:g}",
+        str(devices),
+        str(found.passes),
+        f"{found.observation / 1e12:.0f}",
+        f"{found.observation / found.training:.1f}",
+        f"{found.observation / (RATE * 1e12):.0f}",
+        f"{moved / _GIB:.0f}",
+        f"{moved / (speed * 1e9):.0f}",
+        f"{memory / _GIB:.0f}",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, nargs="*", default=[8, 64])
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--budget", type=float, default=4, help="memory_budget in GiB")
+    parser.add_argument("--probes", nargs="*", default=["8x512", "32x128", "64x128"])
+    parser.add_argument("--budgets", type=float, nargs="*", default=[4, 24], help="in GiB")
     parser.add_argument("--depth", type=int, default=32)
-    parser.add_argument("--devices", type=int, nargs="*", default=[8, 64])
-    parser.add_argument("--links", type=float, nargs="*", default=[300, 40], help="GB/s, of each")
-    parser.add_argument("--rate", type=float, default=20, help="T multiplications a second")
     given = parser.parse_args()
     model = llama(depth=given.depth).eval()
-    kept = activations(model, given.length)
     blocks = [*model.model.layers, model.model.embed_tokens]
     largest = 4 * max(sum(p.numel() for p in block.parameters()) for block in blocks)
     count = sum(p.numel() for p in model.parameters())
     print(
         f"LLaMA's shape, {count / 1e9:.2f}G parameters in float32 ({4 * count / _GIB:.1f} GiB), "
-        f"sharded; activations of one sequence {kept / _GIB:.2f} GiB.\nAssumed: {given.rate:g} T "
-        f"multiplications a second, {', '.join(f'{s:g} GB/s' for s in given.links)} into each of "
-        f"{', '.join(map(str, given.devices))} devices."
+        f"sharded.\nAssumed: {RATE} T multiplications a second; "
+        + ", ".join(f"{speed} GB/s into each of {devices}" for devices, speed in LINKS.items())
+        + " devices."
     )
     rows = []
-    for samples in given.samples:
-        probe = torch.zeros(samples, given.length, dtype=torch.long, device="meta")
-        budget = int(given.budget * _GIB)
-        found = estimate(model, probe, mean_log_probability, memory_budget=budget)
-        print(f"N={samples}, T={given.length}, {found}")
-        rows += _lines(found, kept, largest, given)
+    for name in given.probes:
+        samples, length = map(int, name.split("x"))
+        probe = torch.zeros(samples, length, dtype=torch.long, device="meta")
+        kept = activations(model, length)
+        for budget in given.budgets:
+            size = int(budget * _GIB)
+            found = estimate(model, probe, mean_log_probability, memory_budget=size)
+            rows += [
+                _line(found, kept, largest, budget, name, devices, speed)
+                for devices, speed in LINKS.items()
+            ]
+        print(f"{name}: {found}; activations {samples * kept / _GIB:.1f} GiB", flush=True)
     print(table(_HEAD, rows))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["kept_attributes", "own_attributes_kept"]
+__all__ = ["call_forgotten", "kept_attributes"]
 
 # A plain tensor up to this size is copied, so that a counter or running mean can be put back;
 # larger ones are data, which copying at each measurement would make dear.
@@ -48,11 +48,11 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def own_attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass makes of a module's own attributes: names and containers.
+def call_forgotten(model: nn.Module) -> Iterator[None]:
+    """Put back what a single call leaves behind: attributes, and what is in containers of them.
 
-    It is for single calls, so it is quick: what every module has, and what is in tensors, is left
-    to ``kept_attributes`` around the whole measurement.
+    All of these together, hooks included: a mark that something was done is kept beside it. It is
+    quick, so what is written into tensors is left to ``kept_attributes`` around the measurement.
 
     Args:
         model: The model.
@@ -60,32 +60,28 @@ def own_attributes_kept(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    before = [(vars(module), _own_attributes(module)) for module in model.modules()]
-    contents = [
-        restore
-        for _, own in before
-        for value in own.values()
-        if type(value) in _CONTAINERS and (restore := _restorer(value)) is not None
-    ]
+    mappings: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    others: list[Callable[[], None]] = []
+    for module in model.modules():
+        own = vars(module)
+        for value in own.values():
+            kind = type(value)
+            if kind is dict or kind is OrderedDict:
+                mappings.append((value, dict(value)))
+            elif kind in _SEQUENCES and (restore := _restorer(value)) is not None:
+                others.append(restore)
+        mappings.append((own, dict(own)))
     try:
         yield
     finally:
-        for restore in contents:
+        for restore in others:
             restore()
-        for (attributes, own), module in zip(before, model.modules(), strict=True):
-            now = _own_attributes(module)
-            if not _same(now, own):
-                for name in now.keys() - own.keys():
-                    del attributes[name]
-                attributes.update(own)
+        for present, before in mappings:
+            if present or before:
+                _put_back(present, before)
 
 
-_CONTAINERS = (dict, OrderedDict, list, deque, set)
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+_SEQUENCES = (list, deque, set)
 
 
 def _put_back(own: dict[Any, Any], before: dict[Any, Any]) -> None:

@@ -14,7 +14,7 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 
 from ntkwatch.errors import InputError
-from ntkwatch.jacobian.attributes import kept_attributes, own_attributes_kept
+from ntkwatch.jacobian.attributes import call_forgotten, kept_attributes
 from ntkwatch.jacobian.forward import ForwardFn, call_with_inputs, outputs_of
 from ntkwatch.jacobian.inputs import Inputs, map_inputs, ordinary, to_dtype
 from ntkwatch.jacobian.lone_samples import outputs_on
@@ -97,7 +97,7 @@ class ModelFunction:
             return self._run(values, inputs, buffers)
         # What a call leaves on the modules for the next one, such as a table of biases made once,
         # was made of other values: the next would not depend on the parameter behind it.
-        with own_attributes_kept(self.model):
+        with call_forgotten(self.model):
             return self._run(values, inputs, buffers)
 
     @contextmanager

@@ -115,6 +115,30 @@ def test_what_a_call_keeps_for_the_next_hides_no_parameter(kind, engine):
             model.biases.add_(1.0)
 
 
+class _Records(nn.Module):
+    """Hooks are added at the first call, as transformers adds those that record hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 4, **DOUBLE), nn.Linear(4, 2, **DOUBLE)
+        self.seen = []
+
+    def forward(self, x):
+        if not hasattr(self, "recording"):
+            self.up.register_forward_hook(lambda *args: self.seen.append(args[-1]))
+            self.recording = True
+        self.seen.clear()
+        self.up(x)
+        return self.head(torch.stack(self.seen).sum(0).tanh())
+
+
+@ENGINES
+def test_what_a_call_adds_and_its_mark_that_it_did_are_forgotten_together(engine):
+    model, x = _Records(), torch.randn(5, 4, **DOUBLE)
+    kernel = empirical_ntk(model, x, engine=engine)
+    assert gap(kernel.matrix, dense_ntk(model, x)) < 1e-12
+
+
 class _OnlyInTraining(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
