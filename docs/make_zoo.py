@@ -63,7 +63,8 @@ def _row(entry: Entry, found: Found) -> tuple[str, ...]:
 def _said(refusal: str) -> str:
     """The part of a refusal that no rounding changes: up to its first number or bracket."""
     words = re.split(r"[:,(]? (?:on \d|with another|two forward|\(a |\(\w*Error)", refusal)[0]
-    return re.sub(r"^\d+ of the \d+ ", "", words.partition(": ")[2].strip())
+    words = words.partition(": ")[2].partition(", so ")[0]
+    return re.sub(r"^\d+ of the \d+ ", "", words.strip())
 
 
 def _page() -> str:

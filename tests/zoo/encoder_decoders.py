@@ -100,7 +100,8 @@ ENTRIES = [
             num_buckets=8,
             decoder_start_token_id=0,
             **WORDS,
-        )
+        ),
+        refused="NaN or infinite",
     ),
     *masked(
         hugging(

@@ -137,12 +137,13 @@ def hugging(
     )
 
 
-def masked(entry: Entry, *, left: bool = False) -> list[Entry]:
+def masked(entry: Entry, *, left: bool = False, refused: str = "") -> list[Entry]:
     """Return an entry without and with padding that an attention mask marks.
 
     Args:
         entry: A model that takes ``input_ids`` and ``attention_mask``.
         left: Whether the padding comes first.
+        refused: Words of the refusal of the padded one, if that alone is refused.
 
     Returns:
         Both.
@@ -156,7 +157,8 @@ def masked(entry: Entry, *, left: bool = False) -> list[Entry]:
         mask = mask.flip(1) if left else mask
         return {**inputs, "input_ids": words * mask, "attention_mask": mask}
 
-    return [entry, replace(entry, variant="padded", draw=draw)]
+    padded = replace(entry, variant="padded", draw=draw, refused=refused or entry.refused)
+    return [entry, padded]
 
 
 def layer(name: str, make: Callable[[], nn.Module], *shapes: tuple[int, ...], **more: Any) -> Entry:

@@ -14,7 +14,7 @@ __all__ = ["ENTRIES", "NO_LAYERS"]
 # makes one of the layers below at its first call.
 _ALL = [name for name in dir(nn) if isinstance(getattr(nn, name), type)]
 NO_LAYERS = {
-    *(name for name in _ALL if name.endswith("Loss")),
+    *(name for name in _ALL if name.endswith("Loss") and not name.startswith("Adaptive")),
     *(name for name in _ALL if name.startswith(("Lazy", "Uninitialized"))),
     *("Container", "DataParallel", "Module", "ModuleDict", "ModuleList", "Sequential"),
     *("Buffer", "Parameter", "ParameterDict", "ParameterList", "RNNBase", "RNNCellBase"),
