@@ -11,6 +11,7 @@ from ntkwatch.integrations.actions import do_all
 from ntkwatch.integrations.dashboard import Dashboard
 from ntkwatch.integrations.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
+from ntkwatch.report.kept_kernels import read_kernel_pair
 from ntkwatch.watch.plain import to_plain
 from ntkwatch.watch.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
@@ -178,4 +179,6 @@ class Outlet:
         about = {} if cost is None else {"cost": to_plain(cost)}
         files.write_json("verdict.json", {**verdict.to_plain(), **about})
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
-        files.write_text("report.html", render_html(tracker.history, verdict, title=title))
+        kernels = read_kernel_pair(files.folder, tracker.history)
+        page = render_html(tracker.history, verdict, title=title, kernels=kernels)
+        files.write_text("report.html", page)
