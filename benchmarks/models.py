@@ -13,7 +13,16 @@ from torch.nn import functional
 
 from ntkwatch.jacobian.forward import ForwardFn
 
-__all__ = ["MODELS", "Gpt2", "Problem", "ResNet18", "ViT", "mlp", "token_problem"]
+__all__ = [
+    "MODELS",
+    "Gpt2",
+    "Problem",
+    "ResNet18",
+    "ViT",
+    "mean_log_probability",
+    "mlp",
+    "token_problem",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,3 +51,18 @@ def test_the_memory_of_observations_is_held_against_the_budget():
     line = next(line for line in said.splitlines() if line.startswith("trace"))
     assert line.split()[:2] == ["trace", "64MiB"]
     assert "FAILED" not in line
+
+
+def test_a_large_model_is_counted_beside_what_paper_says():
+    said = _run("large.py", "--shape", "64", "2", "2", "500", "--steps", "1", "--threads", "1")
+    lines = [line.split() for line in said.splitlines()]
+    head = next(i for i, words in enumerate(lines) if words[:2] == ["step", "training"])
+    assert [words[0] for words in lines[head + 1 : head + 3]] == ["0", "1"]
+    counted, told = (float(word) for word in said.split("a later observation")[1].split()[:2])
+    assert abs(told - counted) < 0.5 * counted  # small shapes: norms and attention are not so small
+
+
+def test_a_model_without_weights_is_priced_on_paper():
+    said = _run("paper.py", "--depth", "1", "--probes", "2x16", "--budgets", "1").splitlines()
+    assert said[0].startswith("LLaMA's shape, 0.46G parameters")
+    assert [line.split()[:3] for line in said[-2:]] == [["2x16", "1", "8"], ["2x16", "1", "64"]]

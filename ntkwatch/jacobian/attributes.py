@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["kept_attributes"]
+__all__ = ["call_forgotten", "kept_attributes"]
 
 # A plain tensor up to this size is copied, so that a counter or running mean can be put back;
 # larger ones are data, which copying at each measurement would make dear.
@@ -45,6 +45,43 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
                 if own.get(hooks):
                     own[hooks] = OrderedDict()
         yield
+
+
+@contextmanager
+def call_forgotten(model: nn.Module) -> Iterator[None]:
+    """Put back what a single call leaves behind: attributes, and what is in containers of them.
+
+    All of these together, hooks included: a mark that something was done is kept beside it. It is
+    quick, so what is written into tensors is left to ``kept_attributes`` around the measurement.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    mappings: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    others: list[Callable[[], None]] = []
+    for module in model.modules():
+        own = vars(module)
+        for value in own.values():
+            kind = type(value)
+            if kind is dict or kind is OrderedDict:
+                mappings.append((value, dict(value)))
+            elif kind in _SEQUENCES and (restore := _restorer(value)) is not None:
+                others.append(restore)
+        mappings.append((own, dict(own)))
+    try:
+        yield
+    finally:
+        for restore in others:
+            restore()
+        for present, before in mappings:
+            if present or before:
+                _put_back(present, before)
+
+
+_SEQUENCES = (list, deque, set)
 
 
 def _put_back(own: dict[Any, Any], before: dict[Any, Any]) -> None:

@@ -6,11 +6,11 @@ A model on the meta device, without weights, can be planned too: its graph is re
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ntkwatch.errors import CoverageError
+from ntkwatch.errors import CoverageError, ForwardError
 from ntkwatch.jacobian.first_call import attempt_on_copies
-from ntkwatch.jacobian.forward import ForwardFn, guess_forward
+from ntkwatch.jacobian.forward import ForwardFn, first_line, guess_forward
 from ntkwatch.jacobian.functional import ModelFunction, jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
 from ntkwatch.jacobian.memory import parse_bytes
@@ -74,7 +74,7 @@ def plan(
             few = take(inputs, slice(0, 2))
             forward, _ = guess_forward(model, few, attempt_on_copies(model, few, kind))
         function = function_of(model, forward, dtype=kind)
-        reduction = resolve_outputs(outputs, function({}, inputs))
+        reduction = resolve_outputs(outputs, _outputs(function, inputs))
         try:
             side = _side(function, inputs, reduction, list(selected), budget)
         except Unstructured as error:
@@ -86,6 +86,20 @@ def plan(
             side, None, list(selected), reduction.rows, full=reduction.full, budget=budget
         )
         return planner.plan
+
+
+def _outputs(function: ModelFunction, inputs: Inputs) -> Tensor:
+    try:
+        return function({}, inputs)
+    except (RuntimeError, NotImplementedError) as error:
+        if function.params and next(iter(function.params.values())).device.type != "meta":
+            raise
+        raise ForwardError(
+            f"{type(function.model).__name__} looks at values in its forward pass "
+            f"({first_line(error)}), and on the meta device there are none, so its cost cannot be "
+            "told from shapes. Pass forward= to give it what spares the look (in transformers a "
+            "mask of four dimensions), or plan a smaller model of the same kind on the CPU."
+        ) from error
 
 
 def _side(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ntkwatch.errors import RandomForwardError, SampleCouplingError
+from ntkwatch.jacobian.backward import gradients as differentiate
 from ntkwatch.jacobian.culprit import culprit_cure, culprit_name, find_culprit
 from ntkwatch.jacobian.forward import first_line
 from ntkwatch.jacobian.functional import ModelFunction, Params
@@ -147,7 +148,8 @@ def _check_repeatable(trial: _Trial, *, allowed: float) -> _Explain | None:
 
     def explain() -> SampleCouplingError:
         n = count_samples(inputs)
-        found = find_culprit(function.model, call, call, slice(None), n, tolerance=allowed)
+        with function.remembering():
+            found = find_culprit(function.model, call, call, slice(None), n, tolerance=allowed)
         return RandomForwardError(
             f"{type(function.model).__name__} draws random numbers, or keeps something from call "
             f"to call, in evaluation mode: two forward passes on the same {n} samples differ by "
@@ -155,8 +157,9 @@ def _check_repeatable(trial: _Trial, *, allowed: float) -> _Explain | None:
             f"compare between steps. {culprit_cure(found, _REPEATABLE)}, {_PART}."
         )
 
-    with torch.no_grad():
-        gap = _gap(trial.call(), trial.whole)
+    with torch.no_grad(), function.remembering():
+        first = trial.whole
+        gap = _gap(call(), first)
     return None if gap <= allowed else explain
 
 
@@ -229,7 +232,7 @@ def _gradient_gap(trial: _Trial, reduction: Reduction, names: Sequence[str]) -> 
         wanted = [leaves[name] for name in block]
         if not output.requires_grad:
             return [torch.zeros_like(leaf) for leaf in wanted]
-        found = torch.autograd.grad(output, wanted, allow_unused=True, retain_graph=True)
+        found = differentiate(function.model, output, wanted)
         return [
             torch.zeros_like(leaf) if gradient is None else dense(gradient)
             for leaf, gradient in zip(wanted, found, strict=True)

@@ -5,7 +5,7 @@ buffers are copies, and both are swapped in for the length of one call.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch.autograd.graph import Node
 from torch.func import functional_call
 
 from ntkwatch.errors import InputError
+from ntkwatch.jacobian.attributes import call_forgotten, kept_attributes
 from ntkwatch.jacobian.forward import ForwardFn, call_with_inputs, outputs_of
 from ntkwatch.jacobian.inputs import Inputs, map_inputs, ordinary, to_dtype
+from ntkwatch.jacobian.lone_samples import outputs_on
 from ntkwatch.jacobian.parameters import clean_name, parameters_of
 from ntkwatch.kernel.gram import widest_float
 
@@ -71,6 +73,7 @@ class ModelFunction:
         self._call = _Call(model, forward if forward is not None else call_with_inputs)
         self._slots = slots_of(model)
         self._copied: set[str] = set()
+        self._remembers = False
 
     def __call__(
         self,
@@ -88,7 +91,29 @@ class ModelFunction:
         Returns:
             The outputs, in the graph of ``params``.
         """
-        return self._run({**self.params, **params}, inputs, buffers)
+        values = {**self.params, **params}
+        # Weights that a call wrote to stay written, and so must the mark that says that they are.
+        if self._remembers or self._copied:
+            return self._run(values, inputs, buffers)
+        # What a call leaves on the modules for the next one, such as a table of biases made once,
+        # was made of other values: the next would not depend on the parameter behind it.
+        with call_forgotten(self.model):
+            return self._run(values, inputs, buffers)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Let each call find what those before it left on the modules; all is forgotten at the end.
+
+        Yields:
+            Nothing.
+        """
+        self._remembers = True
+        try:
+            # Shards are gathered into the same attributes, and looked after by their own rules.
+            with kept_attributes(self.model) if self.replaceable else nullcontext():
+                yield
+        finally:
+            self._remembers = False
 
     def _run(self, values: Params, inputs: Inputs, buffers: Mapping[str, Tensor] | None) -> Tensor:
         # Copied at each call: a forward that updates a buffer or its input in place must reach
@@ -117,7 +142,7 @@ class ModelFunction:
         """
         leaves = self.leaf_params(list(names))
         with torch.enable_grad():
-            return self(leaves, inputs, buffers), leaves
+            return outputs_on(lambda some: self(leaves, some, buffers), inputs), leaves
 
     def blocks(self, names: Sequence[str]) -> list[list[str]]:
         """Return the names in blocks whose gradients may be held together."""

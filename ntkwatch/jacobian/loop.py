@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ntkwatch.jacobian.backward import gradients
 from ntkwatch.jacobian.batchnorm import batch_statistics
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_entries
 from ntkwatch.jacobian.inputs import Inputs, count_samples, dense, take
+from ntkwatch.jacobian.lone_samples import outputs_on
 from ntkwatch.jacobian.outputs import Reduction
 
 __all__ = ["BatchRows", "LoopRows"]
@@ -57,16 +59,11 @@ class LoopRows:
         for direction in directions:
             (cotangent,) = self.reduction.cotangents(outputs[None], range(direction, direction + 1))
             # A sample whose path meets none of these parameters (another expert's) has no graph.
-            gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
+            found: tuple[Tensor | None, ...] = (None,) * len(leaves)
             if outputs.requires_grad:
-                gradients = torch.autograd.grad(
-                    outputs,
-                    list(leaves.values()),
-                    cotangent,
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-            for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+                wanted = list(leaves.values())
+                found = gradients(self.function.model, outputs, wanted, cotangent)
+            for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
                 used = torch.zeros_like(leaf) if gradient is None else dense(gradient)
                 rows[name].append(real_entries(used.detach()).flatten())
         return {name: torch.stack(row) for name, row in rows.items()}
@@ -74,7 +71,8 @@ class LoopRows:
     def _outputs_of(self, leaves: Params, sample: int) -> Tensor:
         """One sample's outputs, (C,), from a forward pass of that sample alone."""
         one = take(self.inputs, slice(sample, sample + 1))
-        return self.reduction.flatten(self.function(leaves, one, self.buffers))[0]
+        outputs = outputs_on(lambda some: self.function(leaves, some, self.buffers), one)
+        return self.reduction.flatten(outputs)[0]
 
 
 class BatchRows(LoopRows):

@@ -14,6 +14,7 @@ from ntkwatch.jacobian.batchnorm import batch_statistics
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_entries
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, dense, take
 from ntkwatch.jacobian.linearize import OutputsOf, jacobian_vector_product, unchecked_product
+from ntkwatch.jacobian.lone_samples import outputs_on
 from ntkwatch.jacobian.memory import saved_bytes
 from ntkwatch.jacobian.problem import Problem
 from ntkwatch.kernel.gram import widest_float
@@ -190,7 +191,8 @@ class KernelProducts:
 
         def outputs_of(params: Params) -> Tensor:
             with batch_statistics(function.model, on_batch):
-                return self.problem.reduction.flatten(function(params, inputs, buffers))
+                outputs = outputs_on(lambda some: function(params, some, buffers), inputs)
+            return self.problem.reduction.flatten(outputs)
 
         return outputs_of
 
@@ -214,7 +216,7 @@ class KernelProducts:
 
         def kept(samples: int) -> int:
             few = take(self.problem.inputs, slice(0, samples))
-            return saved_bytes(lambda: self._function_on(function, few)(at))
+            return saved_bytes(lambda: function(at, few, self.problem.buffers))
 
         # A second sample shares the weights that the first one made the graph keep.
         each = max(kept(2) - kept(1), 1)

@@ -138,7 +138,10 @@ def picked_entries(derived: Edge, leaf: Node, shape: Sequence[int]) -> Tensor | 
         return None
     if derived.node.name() == "EmbeddingBackward0":
         ((child, _),) = derived.node.next_functions
-        rows: Tensor = derived.node._saved_indices.flatten().cpu()  # type: ignore[attr-defined]
+        indices: Tensor = derived.node._saved_indices  # type: ignore[attr-defined]
+        if indices.is_meta:  # without values: an estimate, in which all rows count
+            return None
+        rows = indices.flatten().cpu()
         dropped = _signed(derived.node._saved_padding_idx)  # type: ignore[attr-defined]
         if child is not leaf or len(rows.unique()) < len(rows) or bool((rows == dropped).any()):
             return None

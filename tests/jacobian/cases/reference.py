@@ -56,7 +56,8 @@ def reference(
     """Return the kernel that ``empirical_ntk`` with these settings must give."""
 
     def call(net: nn.Module, batch: Any) -> Tensor:
-        values = _tensor_in(_called(net, batch) if forward is None else forward(net, batch))
+        found = _called(net, batch) if forward is None else forward(net, batch)
+        values = _tensor_in(found).double()  # some models give float32 whatever their dtype
         if callable(outputs):
             return outputs(values)
         if outputs in ("full", "trace"):

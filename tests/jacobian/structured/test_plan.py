@@ -11,7 +11,7 @@ from jacobian.cases.case import Net
 from jacobian.models import MLP, gap
 from torch import nn
 
-from ntkwatch.errors import CoverageError, InputError, SelectionError
+from ntkwatch.errors import CoverageError, ForwardError, InputError, SelectionError
 from ntkwatch.jacobian.cost import plan
 from ntkwatch.jacobian.engine import empirical_ntk
 from ntkwatch.jacobian.structured.tape import Tape
@@ -82,6 +82,26 @@ def test_a_model_without_weights_has_the_plan_of_the_model(name, outputs, budget
 def test_a_model_without_weights_may_have_one_sample_or_many(samples):
     model, inputs = MLP(), torch.randn(samples, 4)
     assert plan(*_on_meta(model, inputs)) == plan(model, inputs)
+
+
+def test_rows_that_values_would_pick_from_a_table_all_count_without_values():
+    parts = {"table": nn.Embedding(9, 4), "head": nn.Linear(4, 2)}
+    places = torch.arange(3)
+    model = Net(lambda net, x: net.head(x + net.table(places.to(x.device))).sum(1), **parts)
+    inputs = torch.randn(5, 3, 4)
+    known, told = plan(model, inputs), plan(*_on_meta(model, inputs))
+    assert [step.parameter for step in told.steps] == [step.parameter for step in known.steps]
+    assert told.steps[0].nbytes == 3 * known.steps[0].nbytes
+    assert told.steps[1:] == known.steps[1:]
+
+
+def test_a_model_that_looks_at_values_is_refused_where_there_are_none():
+    def look(model, x):
+        return model(x) if bool((x > 0).any()) else model(-x)
+
+    model, inputs = _on_meta(MLP(), torch.randn(5, 4))
+    with pytest.raises(ForwardError, match=r"MLP looks at values .*on the meta device.*forward="):
+        plan(model, inputs, forward=look)
 
 
 @pytest.mark.parametrize("budget", ["1 GiB", "14 MB", 1])

@@ -53,6 +53,50 @@ MODELS = {
         torch.randn(N, 3, 4),
         ["a", "b"],
     ),
+    "BaddbmmBackward0": lambda: (
+        Net(
+            lambda net, x: (
+                torch.baddbmm(net.m, net.b.sin(), x.movedim(1, 0).mT.tanh(), beta=0.5, alpha=2.0)
+                .sum(0)
+                .mT
+                + torch.baddbmm(net.m.mT, x.movedim(1, 0), net.b.mT, beta=2.0, alpha=0.5).sum(0)
+            ),
+            m=torch.randn(3, 2, 1),
+            b=torch.randn(3, 2, 4),
+        ),
+        torch.randn(N, 3, 4),
+        ["m", "b"],
+    ),
+    "TrilinearBackward0": lambda: (
+        Net(
+            lambda net, x: net.pair(x, x.sin()).tanh().sum(1), pair=nn.Bilinear(4, 4, 3, bias=False)
+        ),
+        torch.randn(N, 2, 4),
+        ["pair.weight"],
+    ),
+    "EmbeddingBagBackward0": lambda: (
+        Net(
+            lambda net, x: (
+                net.sums(x[:, 0]).sin() + net.means(x.flatten(0, 1)).view(len(x), 2, 3).sum(1).cos()
+            ),
+            sums=nn.EmbeddingBag(5, 3, mode="sum"),
+            means=nn.EmbeddingBag(5, 3, mode="mean"),
+        ),
+        torch.randint(5, (N, 2, 4)),
+        ["sums.weight", "means.weight"],
+    ),
+    "RepeatBackward0": lambda: (
+        Net(
+            lambda net, x: (
+                (x * net.a.repeat(len(x), 1)).sin()
+                + (x.flatten() * net.b.repeat(2 * len(x))).view(x.shape).cos()
+            ),
+            a=torch.randn(1, 4),
+            b=torch.randn(2),
+        ),
+        torch.randn(N, 4),
+        ["a", "b"],
+    ),
     "EmbeddingBackward0": lambda: (
         Net(lambda net, x: net.table(x).sin().mean(1), table=nn.Embedding(5, 3)),
         torch.randint(5, (N, 6)),

@@ -2,6 +2,8 @@
 
 import torch
 
+from ntkwatch.jacobian.structured.graph import shape_of
+from ntkwatch.jacobian.structured.ownership import RaggedOwner
 from ntkwatch.jacobian.structured.rules.forms import Outer, Rows, elementwise, rule
 from ntkwatch.jacobian.structured.uses import Use
 
@@ -18,6 +20,30 @@ def _sum(use: Use) -> Outer | Rows | None:
 @rule("ExpandBackward0")
 def _expand(use: Use) -> Outer | Rows | None:
     return elementwise(use, lambda cotangent: cotangent)
+
+
+@rule("RepeatBackward0")
+def _repeat(use: Use) -> Rows | None:
+    """Copies side by side; along the axis of the samples each sample has whole copies, or none."""
+    owner = use.owners[0]
+    if isinstance(owner, RaggedOwner) or owner.turns:
+        return None
+    shape, whole = shape_of(use.derived), shape_of(use.edges[0])
+    sizes = (1,) * (len(whole) - len(shape)) + shape
+    if whole[owner.axis] // owner.count % sizes[owner.axis]:
+        return None
+
+    def rows(cotangent: torch.Tensor) -> torch.Tensor:
+        parts = owner.split(cotangent)
+        copies = [
+            number
+            for length, size in zip(parts.shape[1:], sizes, strict=True)
+            for number in (length // size, size)
+        ]
+        parts = parts.reshape(len(parts), *copies)
+        return parts.sum(dim=list(range(1, parts.ndim, 2))).reshape(len(parts), *shape)
+
+    return Rows(of=rows)
 
 
 @rule("MulBackward0")

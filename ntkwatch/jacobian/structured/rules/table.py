@@ -1,13 +1,13 @@
 """All rules together: importing a file of rules puts them into the table."""
 
 from ntkwatch.jacobian.structured.graph import dtype_of
-from ntkwatch.jacobian.structured.rules import convolution, matmul, norms, pointwise
+from ntkwatch.jacobian.structured.rules import convolution, matmul, norms, pointwise, tables
 from ntkwatch.jacobian.structured.rules.forms import Outer, Rows, rule_for
 from ntkwatch.jacobian.structured.uses import Use
 
 __all__ = ["form_of"]
 
-_FILES = (convolution, matmul, norms, pointwise)
+_FILES = (convolution, matmul, norms, pointwise, tables)
 
 
 def form_of(use: Use) -> Outer | Rows | None:

@@ -1,0 +1,191 @@
+"""Networks of images from transformers that convolve, some with attention among it."""
+
+import torch
+from zoo.entry import COUNT, hugging
+
+__all__ = ["ENTRIES"]
+
+# Seen in torch 2.13, with the odd strides of tokens that become an image again.
+_ALONE = "torch's gradient of a batch norm is wrong for a sample alone"
+
+
+def _images(side=8):
+    return lambda: {"pixel_values": torch.randn(COUNT, 3, side, side, dtype=torch.float64)}
+
+
+def _classifier(name, kind, draw, **options):
+    return hugging(name, f"{kind}ForImageClassification", draw, outputs="full", **options)
+
+
+ENTRIES = [
+    _classifier(
+        "ConvNeXt",
+        "ConvNext",
+        _images(16),
+        hidden_sizes=[4, 8],
+        depths=[1, 1],
+        num_stages=2,
+        num_labels=2,
+    ),
+    _classifier(
+        "ConvNeXt v2",
+        "ConvNextV2",
+        _images(16),
+        hidden_sizes=[4, 8],
+        depths=[1, 1],
+        num_stages=2,
+        num_labels=2,
+    ),
+    _classifier(
+        "ResNet",
+        "ResNet",
+        _images(16),
+        embedding_size=4,
+        hidden_sizes=[4, 8],
+        depths=[1, 1],
+        layer_type="bottleneck",
+        num_labels=2,
+    ),
+    _classifier(
+        "RegNet",
+        "RegNet",
+        _images(16),
+        embedding_size=4,
+        hidden_sizes=[4, 8],
+        depths=[1, 1],
+        groups_width=2,
+        num_labels=2,
+    ),
+    _classifier(
+        "BiT",
+        "Bit",
+        _images(16),
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_groups=2,
+        num_labels=2,
+    ),
+    _classifier(
+        "MobileNet v1", "MobileNetV1", _images(16), depth_multiplier=0.25, min_depth=2, num_labels=2
+    ),
+    _classifier(
+        "MobileNet v2",
+        "MobileNetV2",
+        _images(16),
+        depth_multiplier=0.1,
+        min_depth=2,
+        depth_divisible_by=2,
+        num_labels=2,
+    ),
+    _classifier(
+        "MobileViT",
+        "MobileViT",
+        _images(32),
+        image_size=32,
+        hidden_sizes=[4, 6, 8],
+        neck_hidden_sizes=[2, 4, 4, 4, 4, 4, 8],
+        num_attention_heads=2,
+        num_labels=2,
+    ),
+    _classifier(
+        "MobileViT v2",
+        "MobileViTV2",
+        _images(64),
+        image_size=64,
+        width_multiplier=0.125,
+        base_attn_unit_dims=[32, 48, 64],
+        n_attn_blocks=[1, 1, 1],
+        num_labels=2,
+    ),
+    _classifier(
+        "PoolFormer",
+        "PoolFormer",
+        _images(16),
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[4, 4, 8, 8],
+        patch_sizes=[3, 3, 3, 3],
+        strides=[2, 2, 2, 1],
+        padding=[1, 1, 1, 1],
+        num_labels=2,
+    ),
+    _classifier(
+        "LeViT",
+        "Levit",
+        _images(32),
+        whole=_ALONE,
+        image_size=32,
+        hidden_sizes=[8, 8, 8],
+        num_attention_heads=[1, 1, 1],
+        depths=[1, 1, 1],
+        key_dim=[4, 4, 4],
+        mlp_ratio=[2, 2, 2],
+        attention_ratio=[2, 2, 2],
+        num_labels=2,
+    ),
+    _classifier(
+        "CvT",
+        "Cvt",
+        _images(16),
+        whole=_ALONE,
+        embed_dim=[4, 8],
+        num_heads=[1, 2],
+        depth=[1, 2],
+        patch_sizes=[3, 3],
+        patch_stride=[2, 2],
+        patch_padding=[1, 1],
+        mlp_ratio=[2.0, 2.0],
+        attention_drop_rate=[0.0, 0.0],
+        drop_rate=[0.0, 0.0],
+        drop_path_rate=[0.0, 0.0],
+        qkv_bias=[True, True],
+        cls_token=[False, True],
+        qkv_projection_method=["dw_bn", "dw_bn"],
+        kernel_qkv=[3, 3],
+        padding_kv=[1, 1],
+        stride_kv=[2, 2],
+        padding_q=[1, 1],
+        stride_q=[1, 1],
+        num_labels=2,
+    ),
+    _classifier(
+        "EfficientNet",
+        "EfficientNet",
+        _images(16),
+        image_size=16,
+        width_coefficient=0.25,
+        depth_coefficient=1.0,
+        depth_divisor=4,
+        in_channels=[32, 16],
+        out_channels=[16, 1280],
+        kernel_sizes=[3, 5],
+        strides=[1, 2],
+        num_block_repeats=[1, 1],
+        expand_ratios=[1, 2],
+        depthwise_padding=[],
+        hidden_dim=320,
+        num_labels=2,
+    ),
+    _classifier(
+        "FocalNet",
+        "FocalNet",
+        _images(),
+        image_size=8,
+        patch_size=2,
+        embed_dim=4,
+        depths=[1, 1],
+        hidden_sizes=[4, 8],
+        focal_levels=[1, 1],
+        focal_windows=[3, 3],
+        num_labels=2,
+    ),
+    _classifier(
+        "SwiftFormer",
+        "SwiftFormer",
+        _images(32),
+        depths=[1, 1, 1, 1],
+        embed_dims=[4, 4, 8, 8],
+        mlp_ratio=2,
+        num_labels=2,
+    ),
+]
