@@ -186,25 +186,35 @@ def _materialise(
     same: bool,
     budget: int,
 ) -> Tensor:
-    """Gradients of some output columns at a time: (n, R, columns, d)."""
-    a, _, r, width = cot_a.shape
-    b, _, s, _ = cot_b.shape
+    """Gradients of some output columns at a time, then their Gram matrix."""
+    (a, _, r, width), (b, _, s, _) = cot_a.shape, cot_b.shape
     depth = act_a.shape[2]
-    each = (a * r + (0 if same else b * s)) * depth * cot_a.element_size()
-    step = max(1, min(width, min(budget, _CACHE) // max(1, each)))
+    gradients = _by_direction if full else _by_column
+    columns = width if full else width * r
+    each = (a + (0 if same else b)) * depth * cot_a.element_size() * (max(r, s) if full else 1)
+    limit = min(budget, _CACHE)
+    step = max(1, min(columns, limit // max(1, each)))
     shape = (a * r, b * s) if full else (a, b)
     total = torch.zeros(shape, dtype=widest_float(cot_a.device), device=cot_a.device)
-
-    def gradients(act: Tensor, cot: Tensor, part: slice) -> Tensor:
-        some = cot[..., part].permute(0, 2, 3, 1)  # (n, R, columns, T)
-        return (some.flatten(1, 2) @ act).view(*some.shape[:3], depth)
-
-    for start in range(0, width, step):
+    for start in range(0, columns, step):
         part = slice(start, start + step)
-        rows_a = gradients(act_a, cot_a, part).flatten(2)
-        rows_b = rows_a if same else gradients(act_b, cot_b, part).flatten(2)
+        rows_a = gradients(act_a, cot_a, part)
+        rows_b = rows_a if same else gradients(act_b, cot_b, part)
         total += gram_of_rows(rows_a, rows_b, full=full)
     return total.view(a, r, b, s) if full else total
+
+
+def _by_direction(act: Tensor, cot: Tensor, part: slice) -> Tensor:
+    """Gradients of some columns, (n, R, columns d)."""
+    some = cot[..., part].permute(0, 2, 3, 1)  # (n, R, columns, T)
+    return (some.flatten(1, 2) @ act).view(*some.shape[:2], -1)
+
+
+def _by_column(act: Tensor, cot: Tensor, part: slice) -> Tensor:
+    """Gradients of some columns, (n, 1, d columns); those of any direction, as all are added up."""
+    some = cot.flatten(2)[..., part]
+    wide = some.shape[-1] >= act.shape[-1]  # the longer side last
+    return (act.mT @ some if wide else some.mT @ act).flatten(1)[:, None]
 
 
 def _steps(
