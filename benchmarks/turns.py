@@ -54,7 +54,14 @@ class Measured:
 
 
 class Process:
-    """A process of ``worker.py``, asked one thing at a time."""
+    """A process of ``worker.py``, asked one thing at a time.
+
+    Args:
+        command: How to start it.
+        environment: Variables beside this process's own.
+        memory: Bytes that it may take.
+        patience: Seconds to wait for an answer; may be changed later.
+    """
 
     def __init__(
         self,
@@ -64,7 +71,7 @@ class Process:
         memory: int,
         patience: float,
     ) -> None:
-        self._memory, self._patience = memory, patience
+        self._memory, self.patience = memory, patience
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end)
         self._process = subprocess.Popen(
             list(command),
@@ -84,8 +91,8 @@ class Process:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise FailedError(self._last_words()) from None
-        if not select.select([self._process.stdout], [], [], self._patience)[0]:
-            raise FailedError(f"longer than {self._patience:.0f} s")
+        if not select.select([self._process.stdout], [], [], self.patience)[0]:
+            raise FailedError(f"longer than {self.patience:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise FailedError(self._last_words())
