@@ -63,7 +63,9 @@ def pace(model: str, threads: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", choices=list(TRAININGS), default=list(TRAININGS)[:2])
+    parser.add_argument(
+        "--models", nargs="*", choices=list(TRAININGS), default=["cnn", "transformer"]
+    )
     parser.add_argument("--minutes", type=float, default=3.0, help="of each unwatched training")
     parser.add_argument("--steps", type=int, help="so many instead of so many minutes")
     parser.add_argument("--watched-only", action="store_true", help="no unwatched run beside")

@@ -4,9 +4,10 @@ Run: ``python benchmarks/soak.py [--minutes 30] [--every 2]``
 
 Printed at intervals: observations so far, resident memory of the process, Python objects that the
 garbage collector knows, bytes of the history file, and what an observation took since the last
-line, everything counted (measuring, judging, writing, logging, hooks). At the end, straight lines
-fitted to these from the second line on, as a change per 1,000 observations. The history itself is
-held in memory, so memory grows by its records; nothing else should.
+line, everything counted (measuring, judging, writing, logging, hooks); beside it the processor time
+of an observation with the training between two, which a busy machine disturbs less. At the end,
+straight lines fitted to these from the second line on, as a change per 1,000 observations. The
+history itself is held in memory, so memory grows by its records; nothing else should.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from trained import TRAININGS, fit
 from ntkwatch import NTKMonitor
 
 _MIB = 2**20
-_HEAD = " minutes  observed   RSS MiB   objects  file MiB  ms each"
+_HEAD = " minutes  observed   RSS MiB   objects  file MiB  ms each  cpu ms"
 _LINES = 20
 
 
@@ -43,7 +44,7 @@ class Gauge(pl.Callback):
         self.watch, self.folder, self.seconds = watch, folder, 60 * minutes
         self.rows: list[tuple[float, ...]] = []
         self.began = self.last = time.perf_counter()
-        self.seen, self.spent = 0, 0.0
+        self.seen, self.spent, self.cpu = 0, 0.0, time.process_time()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         now = time.perf_counter()
@@ -56,13 +57,19 @@ class Gauge(pl.Callback):
         seen, last = len(self.watch.history), self.watch.history[-1]
         spent = last.overhead_seconds or 0.0
         each = 1000 * (spent - self.spent) / max(1, seen - self.seen)
+        cpu = 1000 * (time.process_time() - self.cpu) / max(1, seen - self.seen)
         self.seen, self.spent = seen, spent
         gc.collect()
         written = next(self.folder.rglob("history.jsonl")).stat().st_size
-        self.rows.append((seen, resident() / _MIB, len(gc.get_objects()), written / _MIB, each))
+        self.rows.append(
+            (seen, resident() / _MIB, len(gc.get_objects()), written / _MIB, each, cpu)
+        )
         minutes = (now - self.began) / 60
-        n, memory, objects, size, ms = self.rows[-1]
-        print(f"{minutes:8.1f} {n:9} {memory:9.1f} {objects:9} {size:9.2f} {ms:8.2f}", flush=True)
+        n, *found = self.rows[-1]
+        memory, objects, size, ms, cpu = found
+        line = f"{minutes:8.1f} {n:9} {memory:9.1f} {objects:9} {size:9.2f} {ms:8.2f} {cpu:7.2f}"
+        print(line, flush=True)
+        self.cpu = time.process_time()
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -90,7 +97,7 @@ def main() -> None:
         page = next(Path(folder).rglob("report.html"))
         size = page.stat().st_size / _MIB
     rows = gauge.rows[1:]
-    names = ("MiB resident", "objects", "MiB of history.jsonl", "ms per observation")
+    names = ("MiB resident", "objects", "MiB of history.jsonl", "ms each", "cpu ms")
     print("per 1,000 observations:")
     for index, name in enumerate(names, start=1):
         change = 1000 * slope([row[0] for row in rows], [row[index] for row in rows])

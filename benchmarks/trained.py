@@ -16,7 +16,8 @@ __all__ = ["TRAININGS", "Training", "fit", "made"]
 
 TRAININGS = {
     "resnet": "ResNet-18 w=16, images of 3x32x32, batches of 64",
-    "transformer": "causal transformer, width 128, 4 layers, texts of 64 tokens, batches of 32",
+    "cnn": "CNN of three convolutions, images of 3x32x32, batches of 64",
+    "transformer": "causal transformer, width 64, 2 layers, texts of 32 tokens, batches of 32",
     "mlp": "perceptron 32-64-64-10, batches of 64",
 }
 
@@ -49,8 +50,10 @@ def made(kind: str) -> tuple[Training, DataLoader[Any]]:
     torch.manual_seed(0)
     if kind == "resnet":
         return Training(ResNet18(), rate=0.02, adam=False), _loader(_images(), 64)
+    if kind == "cnn":
+        return Training(_cnn(), rate=0.02, adam=False), _loader(_images(), 64)
     if kind == "transformer":
-        net = Gpt2(width=128, depth=4, heads=4, vocabulary=256)
+        net = Gpt2(width=64, depth=2, heads=4, vocabulary=256)
         return Training(net, rate=1e-3, adam=True), _loader(_texts(), 32)
     x = torch.randn(4096, 32)
     y = (x @ torch.randn(32, 10)).argmax(dim=1)
@@ -76,6 +79,16 @@ def fit(kind: str, folder: Path, steps: int, callbacks: Sequence[Any]) -> pl.Tra
     return trainer
 
 
+def _cnn() -> nn.Sequential:
+    sizes = ((3, 16, 1), (16, 32, 2), (32, 64, 2))
+    layers = [
+        part
+        for before, after, stride in sizes
+        for part in (nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU())
+    ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, 10))
+
+
 def _loader(data: Dataset[Any], batch_size: int) -> DataLoader[Any]:
     return DataLoader(data, batch_size=batch_size, shuffle=True, drop_last=True)
 
@@ -96,7 +109,7 @@ def _texts() -> TensorDataset:
     """A walk over 256 tokens: each is followed by one of four."""
     follow = torch.randint(0, 256, (256, 4))
     tokens = torch.randint(0, 256, (2048, 1))
-    for _ in range(64):
+    for _ in range(32):
         choice = torch.randint(0, 4, (len(tokens),))
         tokens = torch.cat([tokens, follow[tokens[:, -1], choice][:, None]], dim=1)
     return TensorDataset(tokens[:, :-1], tokens[:, 1:])

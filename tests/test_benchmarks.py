@@ -187,7 +187,7 @@ def test_the_overhead_is_printed_beside_the_promise():
 def test_a_soak_prints_lines_and_slopes():
     said = _run("soak.py", "--minutes", "0.05")
     assert "per 1,000 observations:" in said
-    for name in ("MiB resident", "objects", "MiB of history.jsonl", "ms per observation"):
+    for name in ("MiB resident", "objects", "MiB of history.jsonl", "ms each", "cpu ms"):
         assert name in said
     assert "observations" in said.splitlines()[-1]
 

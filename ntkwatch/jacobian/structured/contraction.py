@@ -104,27 +104,35 @@ def contract_turned(left: Factors, right: Factors, *, full: bool, budget: int) -
     m, u, s, _ = right.cot.shape
     wide = widest_float(left.cot.device)
     total = torch.zeros((n, r, m, s) if full else (n, m), dtype=wide, device=left.cot.device)
-    each = t * u * (r + s) * left.cot.element_size()
-    for a in _ranges(range(n), 1):
-        act_a, cot_a = left.act(a)[0], left.cot[a.start].transpose(0, 1)
-        for b in _ranges(range(m), max(1, budget // max(1, each))):
-            act_b, cot_b = right.act(b), right.cot[b.start : b.stop]
-            first = _dots(cot_b.movedim(2, 0), act_a)  # (S, b, U, T)
-            second = torch.stack([_dots(cot_a, act) for act in act_b], dim=1)  # (R, b, T, U)
-            second = second.mT
+    each = 2 * t * u * (r + s) * left.cot.element_size()
+    for b in _ranges(range(m), max(1, min(budget, _CACHE) // max(1, each))):
+        act_b, cot_b = right.act(b), right.cot[b.start : b.stop].transpose(1, 2)  # (b, S, U, d)
+        for a in range(n):
+            act_a, cot_a = left.act(range(a, a + 1))[0], left.cot[a].transpose(0, 1)  # (R, T, e)
+            first = _dots_with_one(cot_b, act_a)
+            second = _dots_with_each(cot_a, act_b)
             if full:
-                block = torch.einsum("sbut,rbut->rbs", first, second)
-                total[a.start, :, b.start : b.stop] = block.to(wide)
+                block = torch.einsum("bsut,brut->rbs", first, second)
+                total[a, :, b.start : b.stop] = block.to(wide)
             else:
-                total[a.start, b.start : b.stop] = torch.einsum("sbut,sbut->b", first, second)
+                total[a, b.start : b.stop] = first.mul_(second).sum(dim=(1, 2, 3), dtype=wide)
     return total
 
 
-def _dots(cot: Tensor, act: Tensor) -> Tensor:
-    """Products (..., U, T) of cotangents (..., U, d) with activations (T, d) or indices (T)."""
-    if act.ndim == 2:
+def _dots_with_one(cot: Tensor, act: Tensor) -> Tensor:
+    """Products (b, S, U, T) of cotangents (b, S, U, d) with (T, d) or indices (T)."""
+    if act.is_floating_point():
         return cot @ act.mT
-    return cot[..., act.clamp(min=0)] * (act >= 0)
+    return cot.index_select(-1, act.clamp(min=0)) * (act >= 0)
+
+
+def _dots_with_each(cot: Tensor, act: Tensor) -> Tensor:
+    """Products (b, R, U, T) of cotangents (R, T, e) with (b, U, e) or indices (b, U)."""
+    if act.is_floating_point():  # one product for all
+        found = act.flatten(0, 1) @ cot.flatten(0, 1).mT
+        return found.view(*act.shape[:2], *cot.shape[:2]).transpose(1, 2)
+    found = cot[:, :, act.clamp(min=0)] * (act >= 0)  # (R, T, b, U)
+    return found.permute(2, 0, 3, 1)
 
 
 def _block(
@@ -186,35 +194,27 @@ def _materialise(
     same: bool,
     budget: int,
 ) -> Tensor:
-    """Gradients of some output columns at a time, then their Gram matrix."""
-    (a, _, r, width), (b, _, s, _) = cot_a.shape, cot_b.shape
+    """Gradients of some output columns at a time: (n, R, columns, d)."""
+    if not full:  # directions are added up like columns, so they may be cut like columns
+        cot_a, cot_b = cot_a.flatten(2)[:, :, None], cot_b.flatten(2)[:, :, None]
+    a, _, r, width = cot_a.shape
+    b, _, s, _ = cot_b.shape
     depth = act_a.shape[2]
-    gradients = _by_direction if full else _by_column
-    columns = width if full else width * r
-    each = (a + (0 if same else b)) * depth * cot_a.element_size() * (max(r, s) if full else 1)
-    limit = min(budget, _CACHE)
-    step = max(1, min(columns, limit // max(1, each)))
+    each = (a * r + (0 if same else b * s)) * depth * cot_a.element_size()
+    step = max(1, min(width, min(budget, _CACHE) // max(1, each)))
     shape = (a * r, b * s) if full else (a, b)
     total = torch.zeros(shape, dtype=widest_float(cot_a.device), device=cot_a.device)
-    for start in range(0, columns, step):
+
+    def gradients(act: Tensor, cot: Tensor, part: slice) -> Tensor:
+        some = cot[..., part].permute(0, 2, 3, 1)  # (n, R, columns, T)
+        return (some.flatten(1, 2) @ act).view(*some.shape[:3], depth)
+
+    for start in range(0, width, step):
         part = slice(start, start + step)
-        rows_a = gradients(act_a, cot_a, part)
-        rows_b = rows_a if same else gradients(act_b, cot_b, part)
+        rows_a = gradients(act_a, cot_a, part).flatten(2)
+        rows_b = rows_a if same else gradients(act_b, cot_b, part).flatten(2)
         total += gram_of_rows(rows_a, rows_b, full=full)
     return total.view(a, r, b, s) if full else total
-
-
-def _by_direction(act: Tensor, cot: Tensor, part: slice) -> Tensor:
-    """Gradients of some columns, (n, R, columns d)."""
-    some = cot[..., part].permute(0, 2, 3, 1)  # (n, R, columns, T)
-    return (some.flatten(1, 2) @ act).view(*some.shape[:2], -1)
-
-
-def _by_column(act: Tensor, cot: Tensor, part: slice) -> Tensor:
-    """Gradients of some columns, (n, 1, d columns); those of any direction, as all are added up."""
-    some = cot.flatten(2)[..., part]
-    wide = some.shape[-1] >= act.shape[-1]  # the longer side last
-    return (act.mT @ some if wide else some.mT @ act).flatten(1)[:, None]
 
 
 def _steps(

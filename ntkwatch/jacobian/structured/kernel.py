@@ -120,7 +120,9 @@ class _Work:
                     self._add(group, other, self._collect(self.right, group, first), second, first)
 
     def _collect(self, side: Pass, group: Group, directions: range) -> Collected:
-        return Collected(side, group.names, group.as_rows, directions)
+        # Kept apart, directions are multiplied by blocks of samples that are copied each time.
+        as_given = not self.full
+        return Collected(side, group.names, group.as_rows, directions, as_given=as_given)
 
     def _add(
         self, group: Group, left: Collected, right: Collected | None, first: range, second: range
@@ -139,20 +141,24 @@ class _Work:
     def _outer(self, name: str, left: Collected, right: Collected | None) -> Tensor:
         """The part of a parameter whose gradients are outer products."""
         budget, full = self.planner.budget // 2, self.full
-        columns = left if right is None else right
         pairs = self.planner.bundles(name)
         block: Tensor | None = None
-        for mine, yours in pairs:
+        for i, (mine, yours) in enumerate(pairs):
             order, _ = self.planner.order(mine)
             a = left.factors(name, mine)
             b = None if right is None else right.factors(name, yours)
             part = contract_outer(a, b, order, full=full, budget=budget)
             block = part if block is None else block.add_(part)
-            for _, other in pairs:
-                # Both orders of such a pair come by, so the sum is symmetric.
-                if other is not yours and other.layout == mine.layout.turned():
-                    c = columns.factors(name, other)
+            for j, (_, other) in enumerate(pairs):
+                if i == j or other.layout != mine.layout.turned():
+                    continue
+                if right is not None:  # both orders of such a pair come by
+                    c = right.factors(name, other)
                     block += contract_turned(a, c, full=full, budget=budget)
+                elif mine.indexed or (i < j and not other.indexed):
+                    turned = contract_turned(a, left.factors(name, other), full=full, budget=budget)
+                    block += turned
+                    block += turned.permute(2, 3, 0, 1) if full else turned.mT
         assert block is not None
         return block
 
@@ -175,7 +181,7 @@ class _Work:
         total, layers = contract(
             PassRows(self.left, planner.rows),
             None if self.right is None else PassRows(self.right, planner.rows),
-            {name: self.left.parameters[name].size for name in names},
+            {name: self.left.parameters[name].row_size for name in names},
             {name: self.layer_of[name] for name in names},
             full=self.full,
             itemsize=self.left.tape.outputs.element_size(),

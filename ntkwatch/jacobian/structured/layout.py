@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 
 from ntkwatch.jacobian.structured.graph import Edge, shape_of
 
-__all__ = ["Layout", "is_view", "layout_of", "overlap", "view_of_parameter"]
+__all__ = ["Layout", "is_view", "layout_of", "overlap", "picked_entries", "view_of_parameter"]
 
 
 def _signed(value: int) -> int:
@@ -117,6 +117,38 @@ def view_of_parameter(derived: Edge, leaf: Node, shape: Sequence[int]) -> Tensor
         if tuple(view.shape) != shape_of(edge):
             return None
     return view
+
+
+def picked_entries(derived: Edge, leaf: Node, shape: Sequence[int]) -> Tensor | None:
+    """Return which entries of a parameter something made of it consists of, if each comes once.
+
+    A kernel may then be taken between gradients of what was made: those of the entries left out,
+    such as the positions beyond a text's end, are zero.
+
+    Args:
+        derived: What enters an operation.
+        leaf: The node of the parameter.
+        shape: Of the parameter.
+
+    Returns:
+        Indices into the flat parameter in the order of ``derived``, on the CPU; None for the
+        parameter itself and for anything but views of it and distinct rows of a table.
+    """
+    if derived.node is leaf:
+        return None
+    if derived.node.name() == "EmbeddingBackward0":
+        ((child, _),) = derived.node.next_functions
+        rows: Tensor = derived.node._saved_indices.flatten().cpu()  # type: ignore[attr-defined]
+        dropped = _signed(derived.node._saved_padding_idx)  # type: ignore[attr-defined]
+        if child is not leaf or len(rows.unique()) < len(rows) or bool((rows == dropped).any()):
+            return None
+        width = shape[1]
+        return (rows[:, None] * width + torch.arange(width, device="cpu")).flatten()
+    view, size = view_of_parameter(derived, leaf, shape), torch.Size(shape).numel()
+    if view is None or view.numel() == size:
+        return None
+    entries = torch.arange(size, device="cpu")
+    return entries.as_strided(view.shape, view.stride(), view.storage_offset()).flatten()
 
 
 _Axes = tuple[tuple[int, int], ...]

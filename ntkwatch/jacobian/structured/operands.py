@@ -12,7 +12,13 @@ from torch.autograd.graph import Node
 from ntkwatch.jacobian.functional import real_entries
 from ntkwatch.jacobian.structured.contraction import Factors
 from ntkwatch.jacobian.structured.graph import Edge, below, shape_of
-from ntkwatch.jacobian.structured.layout import Layout, layout_of, overlap, view_of_parameter
+from ntkwatch.jacobian.structured.layout import (
+    Layout,
+    layout_of,
+    overlap,
+    picked_entries,
+    view_of_parameter,
+)
 from ntkwatch.jacobian.structured.ownership import RaggedOwner
 from ntkwatch.jacobian.structured.rows import Form, carried_to, gradients_of
 from ntkwatch.jacobian.structured.rules.forms import Outer
@@ -89,6 +95,29 @@ class Parameter:
         """Real numbers in the parameter."""
         leaf = self.tape.leaves[self.name]
         return leaf.numel() * (2 if leaf.is_complex() else 1)
+
+    @cached_property
+    def picked(self) -> Tensor | None:
+        """Indices of the entries that rows hold, where the rest of them would be zeros."""
+        derived, leaf = {use.derived for use in self.uses}, self.tape.leaves[self.name]
+        if len(derived) > 1 or leaf.is_complex():
+            return None
+        return picked_entries(derived.pop(), self.tape.graph.leaves[self.name], leaf.shape)
+
+    @property
+    def row_size(self) -> int:
+        """Real numbers in a row."""
+        return self.size if self.picked is None else len(self.picked)
+
+    def match(self, other: "Parameter") -> None:
+        """Let rows hold all entries unless those of another pass hold the same.
+
+        Args:
+            other: The same parameter there.
+        """
+        mine, yours = self.picked, other.picked
+        if mine is None or yours is None or not torch.equal(mine, yours):
+            self.picked = other.picked = None
 
     def _bundles(self) -> list[Bundle]:
         leaf = self.tape.leaves[self.name]
@@ -187,7 +216,7 @@ def rows_of(
         kept: Samples, the first ones.
 
     Returns:
-        One row per sample and parameter.
+        One row per sample and parameter, of ``row_size``.
     """
     made: dict[tuple[Node, int], Tensor] = {}
     found: dict[str, Tensor] = {}
@@ -201,7 +230,10 @@ def rows_of(
                     made[place] = gradients_of(use, form, own, kept)
                 before = gradients.get(use.derived)
                 gradients[use.derived] = made[place] if before is None else before + made[place]
-            rows = real_entries(carried_to(parameter.tape, parameter.name, gradients))
+            if parameter.picked is None:
+                rows = real_entries(carried_to(parameter.tape, parameter.name, gradients))
+            else:
+                (rows,) = gradients.values()
             found[parameter.name] = rows.reshape(len(rows), -1)
     return found
 

@@ -83,15 +83,23 @@ class Collected:
         names: Parameters.
         as_rows: Those of them whose gradients are wanted as rows.
         directions: Output directions.
+        as_given: Whether cotangents may stay in the order in which an operation gave them, which
+            saves moving them twice; otherwise positions come before directions in memory.
 
     Attributes:
         rows: (n, directions, p) for each parameter in ``as_rows``.
     """
 
     def __init__(
-        self, side: Pass, names: Sequence[str], as_rows: Collection[str], directions: range
+        self,
+        side: Pass,
+        names: Sequence[str],
+        as_rows: Collection[str],
+        directions: range,
+        *,
+        as_given: bool,
     ) -> None:
-        self.side = side
+        self.side, self._as_given = side, as_given
         self.rows: dict[str, Tensor] = {}
         self._cot: dict[int, Tensor] = {}
         rows = [side.parameters[name] for name in names if name in as_rows]
@@ -116,7 +124,11 @@ class Collected:
         if id(bundle) not in self._cot:
             length = sum(piece.shape[1] for piece in pieces)
             n, _, e = pieces[0].shape
-            self._cot[id(bundle)] = pieces[0].new_empty(n, length, count, e)
+            if self._as_given and pieces[0].stride(1) == 1:  # convolutions have positions last
+                held = pieces[0].new_empty(n, count, e, length).permute(0, 3, 1, 2)
+            else:
+                held = pieces[0].new_empty(n, length, count, e)
+            self._cot[id(bundle)] = held
         start = 0
         for piece in pieces:
             self._cot[id(bundle)][:, start : start + piece.shape[1], index] = piece

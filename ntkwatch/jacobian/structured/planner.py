@@ -72,6 +72,9 @@ class Planner:
             if name in left.parameters and (right is None or name in right.parameters)
         ]
         self._bundles = {name: self._paired(name) for name in served}
+        if right is not None:
+            for name in (name for name in served if not self._bundles[name]):
+                left.parameters[name].match(right.parameters[name])
         self.large = [name for name in served if not self._bundles[name] and self._too_many(name)]
         self.groups = self._grouped([name for name in served if name not in self.large])
         passes = {name: group.passes for group in self.groups for name in group.names}
@@ -111,7 +114,7 @@ class Planner:
     def _too_many(self, name: str) -> bool:
         """Whether rows, or the gradients that they are made of, take too much memory."""
         parameter = self.left.parameters[name]
-        rows = self.rows * parameter.size
+        rows = self.rows * parameter.row_size
         made = sum(size_of([shape_of(use.derived)]) for use in parameter.uses)
         return self.samples * max(rows, made) * self.itemsize > self.budget // 4
 
@@ -119,7 +122,7 @@ class Planner:
         """Operands of all samples and directions."""
         pairs = self._bundles[name]
         if not pairs:
-            each = self.left.parameters[name].size
+            each = self.left.parameters[name].row_size
         else:
             each = sum(bundle.length * bundle.width for bundle, _ in pairs)
         return self.samples * self.rows * each * self.itemsize
@@ -183,7 +186,7 @@ class Planner:
     def _sample_passes(self, name: str) -> int:
         """Passes for rows made by blocks of samples, as ``blocks.contract`` makes them."""
         # At most: small parameters that were made of large tensors may share passes there.
-        each = self.rows * self.left.parameters[name].size * self.itemsize
+        each = self.rows * self.left.parameters[name].row_size * self.itemsize
         step = self.samples
         if self.samples * each > self.budget // 2:
             step = max(1, self.budget // 2 // (2 * each))
@@ -196,7 +199,7 @@ class Planner:
         parameter, pairs = self.left.parameters[name], self._bundles[name]
         operations = tuple(dict.fromkeys(use.node.name() for use in parameter.uses))
         if not pairs:
-            n, p = self.left.count, parameter.size
+            n, p = self.left.count, parameter.row_size
             entries = (n * self.rows) ** 2 if self.full else n * n * self.rows
             return Step(
                 parameter=name,
