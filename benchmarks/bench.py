@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 
 _GROWTH = ["--threads", "1"]
-_MEMORY = ["--threads", "1", "--models", "mlp", "resnet", "vit", "--budgets", "64MiB", "1GiB"]
+_MEMORY = ["--threads", "1", "--models", "mlp", "resnet", "vit", "--budgets", "256MiB", "1GiB"]
 
 
 def head(options: Any) -> str:

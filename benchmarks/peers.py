@@ -111,7 +111,7 @@ def compare(name: str, outputs: str, given: argparse.Namespace) -> Cell:
         weights = folder / "weights.npz"
         write_weights(problem(name, given.quick), weights)
         load = {"problem": name, "outputs": outputs, "quick": given.quick, "threads": 1}
-        here = [way for way in given.ways if _python(WAYS[way]).exists()]
+        here = [way for way in given.ways if _installed(WAYS[way])]
         processes = {way: _process(WAYS[way], given) for way in here}
         try:
             seen = take_turns(
@@ -137,6 +137,11 @@ def compare(name: str, outputs: str, given: argparse.Namespace) -> Cell:
         floor=ground.get("floor", {}),
         error=ground.get("error", float("nan")),
     )
+
+
+def _installed(way: _Way) -> bool:
+    """Whether ``make peers`` came to its end."""
+    return not way.environment or (ROOT / way.environment / ".installed").exists()
 
 
 def _python(way: _Way) -> Path:
@@ -223,9 +228,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problems", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--outputs", nargs="*", choices=OUTPUTS, default=list(OUTPUTS))
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--rounds", type=int, default=5, help="later kernels of each")
-    parser.add_argument("--timeout", type=float, default=90, help="seconds of one kernel")
-    parser.add_argument("--patience", type=float, default=8, help="seconds of one way's turns")
+    parser.add_argument("--rounds", type=int, default=3, help="later kernels of each")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds of one kernel")
+    parser.add_argument("--patience", type=float, default=6, help="seconds of one way's turns")
     parser.add_argument("--memory", type=float, default=12, help="GiB that a process may take")
     parser.add_argument("--quick", action="store_true", help="small models: does it run at all?")
 

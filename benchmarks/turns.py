@@ -20,6 +20,7 @@ from typing import Any
 __all__ = ["FailedError", "Measured", "Process", "take_turns"]
 
 _GIB = 2**30
+_COMPILING = 3  # times the patience for a kernel
 _NO_MEMORY = ("allocate memory", "RESOURCE_EXHAUSTED", "MemoryError", "bad_alloc", "Out of memory")
 
 
@@ -81,8 +82,9 @@ class Process:
             env=os.environ | dict(environment),
         )
 
-    def ask(self, do: str, **more: Any) -> dict[str, Any]:
-        """Return the answer to a request, waiting no longer than there is patience."""
+    def ask(self, do: str, *, longer: int = 1, **more: Any) -> dict[str, Any]:
+        """Return the answer to a request, waiting no longer than there is patience, or so often."""
+        patience = longer * self.patience
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = {"do": do, "memory": self._memory, **more}
@@ -91,8 +93,9 @@ class Process:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise FailedError(self._last_words()) from None
-        if not select.select([self._process.stdout], [], [], self.patience)[0]:
-            raise FailedError(f"longer than {self.patience:.0f} s")
+        if not select.select([self._process.stdout], [], [], patience)[0]:
+            what = " of preparation" if do == "prepare" else ""
+            raise FailedError(f"longer than {patience:.0f} s{what}")
         line = self._process.stdout.readline()
         if not line:
             raise FailedError(self._last_words())
@@ -140,10 +143,10 @@ def take_turns(
     for name, process in processes.items():
         try:
             process.ask("load", way=name, **load)
-            answer = process.ask("first", save=str(folder / f"{name}.npy"))
             seen = found[name]
-            seen.prepared, seen.first = answer["prepared"], answer["seconds"]
-            seen.bytes, seen.wall = answer["bytes"], answer["wall"]
+            seen.prepared = process.ask("prepare", longer=_COMPILING)["seconds"]
+            answer = process.ask("first", save=str(folder / f"{name}.npy"))
+            seen.first, seen.bytes, seen.wall = (answer[k] for k in ("seconds", "bytes", "wall"))
         except FailedError as failure:
             found[name].failed = str(failure)
             process.end()

@@ -5,8 +5,8 @@ environment and a process of its own, can take turns:
 
 - ``{"do": "load", "memory": BYTES, ...}``: import the library and prepare a model; the rest is for
   the library;
-- ``{"do": "first", "save": PATH}``: prepare (compilation, where a library compiles: ``prepared``
-  seconds of their own), then the first kernel;
+- ``{"do": "prepare"}``: what comes before a first kernel, such as compilation;
+- ``{"do": "first", "save": PATH}``: the first kernel, left in a file;
 - ``{"do": "again"}``: the same kernel again.
 
 The answer tells seconds of the processor (of all threads, so that what else runs on the machine
@@ -62,14 +62,16 @@ class _Desk:
         resource.setrlimit(resource.RLIMIT_DATA, (request["memory"], request["memory"]))
         return {}
 
-    def first(self, request: dict[str, Any]) -> dict[str, Any]:
-        forget_peak()
+    def prepare(self, _request: dict[str, Any]) -> dict[str, Any]:
         began = time.process_time()
         self._kernel = self._make()
-        prepared = time.process_time() - began
+        return {"seconds": time.process_time() - began}
+
+    def first(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._kernel is not None
         kernel, found = self._measured(self._kernel)
         np.save(request["save"], kernel)
-        return found | {"prepared": prepared}
+        return found
 
     def again(self, _request: dict[str, Any]) -> dict[str, Any]:
         assert self._kernel is not None

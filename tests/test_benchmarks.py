@@ -98,6 +98,7 @@ def test_a_library_that_fails_is_a_reason_and_the_others_go_on(library, tmp_path
 def test_nobody_waits_for_a_library_longer_than_was_said(library, tmp_path):
     process = library()
     process.ask("load", way="hangs")
+    process.ask("prepare")
     process.patience = 1
     with pytest.raises(FailedError, match="longer than 1 s"):
         process.ask("first", save=str(tmp_path / "kernel.npy"))
