@@ -27,7 +27,10 @@ FORMS = {
             "gaps": "steps without an observation: `step`, `reason`, `kind` (failed or diverged)",
             "missing": "numbers that were not measured: `numbers`, `reason`, `where`",
             "problems": "what was wrong with the history file",
-            "cost": "`observations`, `seconds`, `slowest_seconds`",
+            "cost": "`observations`, `brief` (how many of them), `seconds` (theirs), "
+            "`slowest_seconds`; at the end of a run also `watching_seconds` (all of watching), "
+            "`elapsed_seconds` (the training with it), `share`, `promised` (most that was "
+            "allowed; null: no limit), else null",
         },
     ),
     "compare": (

@@ -1,22 +1,15 @@
 """``ntkwatch report``: of a watched run, or of the checkpoints of one that was not watched."""
 
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ntkwatch.commands.measuring import configured_run, measured, recorded
 from ntkwatch.commands.output import chosen_form, output_options, wants_colour, width, write_page
-from ntkwatch.commands.sources import (
-    check_data_named,
-    kernel_settings,
-    made_model,
-    made_probe,
-    source_options,
-)
-from ntkwatch.watch.history import History, read_history
+from ntkwatch.commands.sources import source_options
+from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Strength, Verdict, judge
 
 __all__ = ["GATE", "report"]
@@ -74,6 +67,14 @@ _OF_ANY_RUN = ("places", "form", "as_json", "output", "no_color", "fail_on", "mo
     "as torch.nn.functional:cross_entropy. Runs are compared by it.",
 )
 @click.option(
+    "--held-out",
+    default=None,
+    metavar="NAME",
+    help="Samples that were not trained on, to say whether the features were needed: val for the "
+    "validation data of --data, or pkg.mod:Name as there. The probe is then the whole training set "
+    "of --data (samples times outputs up to 4000).",
+)
+@click.option(
     "--dir",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
@@ -111,10 +112,12 @@ def report(
     history.jsonl in it.
 
     With --model, report on CHECKPOINTS of a training that nobody watched: a folder of them, or
-    files. They are Lightning's .ckpt, state dicts (.pt, .pth) or .safetensors, and are ordered by
-    the step that they hold. What was measured is kept in ntk/ beside them; a second report
-    measures only what is new. With --probe of a watched run, its checkpoints are compared with
-    the reference that lies beside the probe; else with the earliest checkpoint.
+    files. They are Lightning's .ckpt, state dicts (.pt, .pth), .safetensors, Hugging Face's
+    checkpoint-*/ folders or those of torch.distributed.checkpoint, and are ordered by the step
+    that they hold. What was measured is kept in ntk/ beside them; a second report measures only
+    what is new. With --probe of a watched run, its checkpoints are compared with the reference
+    that lies beside the probe; else with the earliest checkpoint. The folder of a LightningCLI run
+    names model and data itself.
 
     \b
     Examples:
@@ -122,16 +125,17 @@ def report(
       ntkwatch report lightning_logs/version_0 --format html -o report.html
       ntkwatch report lightning_logs/version_0 --fail-on lazy
       ntkwatch report checkpoints/ --model pkg.mod:Net --data pkg.mod:Data
+      ntkwatch report checkpoints/ --model pkg.mod:Net --data pkg.mod:Data --held-out val
     """
     form = chosen_form(form, as_json=as_json)
-    if model is None:
+    cli = configured_run(places, model)
+    if model is None and cli is None:
         _check_usage(ctx, places)
-        history, title = read_history(places[0]), str(places[0])
+        history, title = recorded(places[0]), str(places[0])
     else:
-        check_data_named(settings["data"], settings["probe_file"])
         if not places:
             raise click.UsageError("name the checkpoints: their folder, or the files.")
-        history, title = _measured(places, model, **settings)
+        history, title = measured(places, model, cli, **settings)
     verdict = judge(history)
     render = _renderer(form, colour=wants_colour(output, no_color=no_color))
     write_page(render(history, verdict, title=title), output)
@@ -156,88 +160,18 @@ def _check_usage(ctx: click.Context, places: tuple[Path, ...]) -> None:
         )
 
 
-def _measured(
-    places: tuple[Path, ...],
-    model_name: str,
-    *,
-    arguments: tuple[str, ...],
-    data: str | None,
-    probe_file: str | None,
-    probe_size: int,
-    outputs: str,
-    params: tuple[str, ...],
-    engine: str,
-    memory_budget: str,
-    device: str,
-    batchnorm: str,
-    weights: Any,
-    prefix: str | None,
-    loss: str | None,
-    folder: Path | None,
-    first_is_start: bool,
-    trust: bool,
-) -> tuple[History, str]:
-    """The history of a series of checkpoints, and what to call it."""
-    from ntkwatch.integrations.arguments import named_object
-    from ntkwatch.integrations.checkpoint_files import find_checkpoints
-    from ntkwatch.integrations.checkpoint_series import in_order
-    from ntkwatch.integrations.checkpoints import CheckpointReading, watch_checkpoints
-    from ntkwatch.watch.store import RunFiles
-
-    files = find_checkpoints(places)
-    series = in_order(files, trust=trust, weights=weights)
-    for path, _, reason, is_broken in series.skipped:
-        words = reason if is_broken else f"{path}: {reason}"
-        click.echo(f"Left out: {words}", err=True)
-    model = made_model(model_name, series.hyper_parameters, arguments, device)
-    probe = made_probe(data, probe_file, model, probe_size, series.data_hyper_parameters)
-    about: dict[str, Any] = {"model": model_name, "arguments": list(arguments), "outputs": outputs}
-    about |= {"params": list(params), "batchnorm": batchnorm, "loss": loss}
-    about |= {"engine": engine, "device": device}
-    reading = CheckpointReading(
-        trust=trust,
-        weights=weights,
-        prefix=prefix,
-        first_is_start=first_is_start,
-        loss=None if loss is None else named_object(loss),
-        about=about,
-    )
-    tracker = {**kernel_settings(outputs, params, engine, memory_budget), "batchnorm": batchnorm}
-    target = _home(files) / "ntk" if folder is None else folder
-    # Beside the probe lies the reference of the run that it was drawn for.
-    beside = None if probe_file is None else RunFiles(Path(probe_file).parent)
-    with click.progressbar(
-        length=len(series.entries),
-        label=f"Measuring {len(series.entries)} checkpoints",
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-    ) as bar:
-        history, written = watch_checkpoints(
-            model,
-            probe,
-            series,
-            target,
-            reading=reading,
-            tracker_settings=tracker,
-            watched=beside if beside is not None and beside.can_go_on else None,
-            on_progress=lambda entry: bar.update(1),
-        )
-    click.echo(f"Measurements are in {written.folder}", err=True)
-    return history, f"{model_name} in {places[0]}"
-
-
-def _home(files: Sequence[Path]) -> Path:
-    """The folder that most files are in; above them, where each has one of its own."""
-    ((most, count),) = Counter(path.parent for path in files).most_common(1)
-    return most if count > 1 or len(files) == 1 else most.parent
-
-
 def _renderer(form: str, *, colour: bool) -> Callable[..., str]:
     """Import what one form needs: the page's libraries take longer than all the rest."""
     if form == "html":
         from ntkwatch.report.html import render_html
+        from ntkwatch.report.kept_kernels import read_kernel_pair
 
-        return render_html
+        def render_page(history: History, verdict: Verdict, *, title: str) -> str:
+            folder = None if history.path is None else history.path.parent
+            kernels = read_kernel_pair(folder, history)
+            return render_html(history, verdict, title=title, kernels=kernels)
+
+        return render_page
     if form == "markdown":
         from ntkwatch.report.markdown import render_markdown
 

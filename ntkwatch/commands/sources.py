@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
     from ntkwatch.watch.probe import ProbeBatch
 
-__all__ = ["check_data_named", "kernel_settings", "made_model", "made_probe", "source_options"]
+__all__ = [
+    "check_data_named",
+    "find_local_modules",
+    "kernel_settings",
+    "made_model",
+    "made_probe",
+    "source_options",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -120,7 +127,7 @@ def made_model(
     from ntkwatch.errors import InputError
     from ntkwatch.integrations.named_parts import build_model, parse_settings
 
-    _find_local_modules()
+    find_local_modules()
     model = build_model(name, kept, parse_settings(arguments))
     try:
         return model.to(torch.device(device))
@@ -189,8 +196,8 @@ def kernel_settings(
     }
 
 
-def _find_local_modules() -> None:
-    """A console script does not look for modules in the current folder; ``python -m`` does."""
+def find_local_modules() -> None:
+    """Look for modules in the current folder: ``python -m`` does, a console script does not."""
     here = os.getcwd()  # noqa: PTH109
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntkwatch.errors import HistoryError
 from ntkwatch.integrations.resumption import EarlierPart, take_up
 from ntkwatch.watch.decay import DecayClock
 from ntkwatch.watch.probe import ProbeBatch
@@ -113,14 +114,13 @@ def earlier_part(
     """
     if step == 0:
         return None
-    folder = interrupted.get("folder", "")
-    earlier = take_up(folder, files, step=step, device=device)
-    if earlier is None:
-        lost = f"its files ({folder}) are gone" if folder else "its checkpoint holds none"
+    try:
+        return take_up(interrupted.get("folder", ""), files, step=step, device=device)
+    except HistoryError as lost:
         warnings.warn(
             f"training goes on from step {step} and what ntkwatch saw of it before is lost "
-            f"({lost}): drift is counted from the resumed weights, and there will be no "
-            "verdict. Resume from a checkpoint of a watched run whose folder is still there.",
+            f"({str(lost).rstrip('.')}): drift is counted from the resumed weights, and there will "
+            "be no verdict. Resume from a checkpoint of a watched run whose folder is still there.",
             stacklevel=3,
         )
-    return earlier
+        return None

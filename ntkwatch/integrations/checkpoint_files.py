@@ -1,30 +1,34 @@
-"""Checkpoint files: which there are, and what is in one, without running code from it.
+"""What is in a checkpoint, without running code from it.
 
-Knows Lightning's form, plain state dicts and safetensors; knows no model.
+Knows Lightning's form, plain state dicts, safetensors and both sharded forms; knows no model.
 """
 
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ntkwatch.errors import CheckpointError
+from ntkwatch.integrations.checkpoint_shards import (
+    DISTRIBUTED,
+    SHARD_INDEX,
+    read_distributed,
+    read_indexed,
+)
 from ntkwatch.jacobian.forward import first_line
 
-__all__ = ["Checkpoint", "Weights", "find_checkpoints", "number_in_name", "read_checkpoint"]
+__all__ = ["Checkpoint", "Weights", "number_in_name", "read_checkpoint"]
 
 Weights = Literal["raw", "averaged"]
 
 _SAFE = ".safetensors"
-_SUFFIXES = (".ckpt", ".pt", ".pth", _SAFE)
-_OURS = ("probe.safetensors", "reference.safetensors", "reference-warmup.safetensors")
 
 # Where the weights are in what people save; the first that holds tensors counts.
 _STATES = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
@@ -53,66 +57,6 @@ class Checkpoint:
     data_hyper_parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def find_checkpoints(places: Sequence[Path]) -> list[Path]:
-    """Return the checkpoint files in folders and lists of files.
-
-    Args:
-        places: Files, and folders that hold files, a ``checkpoints`` folder, or ``checkpoint-*``
-            folders.
-
-    Returns:
-        Files by name, each once.
-
-    Raises:
-        CheckpointError: If a place does not exist, holds none, or is of a sharded form.
-    """
-    found: dict[Path, Path] = {}
-    for place in places:
-        for path in [place] if place.is_file() else _in_folder(place):
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} does not exist, so there is no checkpoint to read. Give checkpoint files, "
-            "or the folder that holds them."
-        )
-    _refuse_shards(folder)
-    for inner in (folder, folder / "checkpoints"):
-        if inner.is_dir():
-            kept = [p for p in inner.iterdir() if p.suffix in _SUFFIXES and p.name not in _OURS]
-            for path in kept:
-                if path.is_dir():
-                    _refuse_shards(path)
-            if kept := [path for path in kept if path.is_file() and path.name[0] != "."]:
-                return sorted(kept)
-    if series := sorted(folder.glob(f"checkpoint-*/model{_SAFE}")):
-        return series
-    raise CheckpointError(
-        f"{folder} holds no file that ends in {', '.join(_SUFFIXES)}, so there is nothing to "
-        "report on. Give the folder that ModelCheckpoint wrote to, or the files themselves; for a "
-        "run that NTKMonitor watched leave --model out."
-    )
-
-
-def _refuse_shards(folder: Path) -> None:
-    """Sharded forms are read by their own tools first."""
-    if (folder / ".metadata").exists() or any(folder.glob("*.distcp")):
-        cure = (
-            "convert it, if you trust where it comes from: "
-            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} whole.pt"
-        )
-    elif any(folder.glob("**/zero_pp_rank_*")):
-        cure = f"convert it: python {folder / 'zero_to_fp32.py'} {folder} whole.pt"
-    else:
-        return
-    raise CheckpointError(
-        f"{folder} is a checkpoint cut into shards, which is not read here. Please {cure}"
-    )
-
-
 def read_checkpoint(path: Path, *, trust: bool = False, weights: Weights = "raw") -> Checkpoint:
     """Return what a checkpoint holds; tensors are read from disk when they are used.
 
@@ -127,12 +71,12 @@ def read_checkpoint(path: Path, *, trust: bool = False, weights: Weights = "raw"
     Raises:
         CheckpointError: If the file cannot be read, wants to run code, or holds no weights.
     """
-    if not path.is_file():
+    if not path.is_file() and not (path / DISTRIBUTED).is_file():
         raise CheckpointError(
             f"{path} does not exist, so there is no checkpoint to read. Give checkpoint files, or "
             "the folder that holds them."
         )
-    content = _read_safe(path) if path.suffix == _SAFE else _read_torch(path, trust=trust)
+    content = _read(path, trust=trust)
     tensors = _weights_in(content, path, weights)
     step = next((count for key in _STEPS if (count := _count(content.get(key))) is not None), None)
     epoch = _count(content.get("epoch"))
@@ -150,7 +94,8 @@ def number_in_name(path: Path, word: Literal["step", "epoch"]) -> int | None:
     """Return the step or epoch that a file's name states, or None.
 
     Args:
-        path: Such as ``epoch=0-step=40.ckpt`` or ``checkpoint-40/model.safetensors``.
+        path: Such as ``epoch=0-step=40.ckpt`` or ``checkpoint-40/model.safetensors``; what stands
+            last in it counts.
         word: Which of the two.
 
     Returns:
@@ -158,14 +103,38 @@ def number_in_name(path: Path, word: Literal["step", "epoch"]) -> int | None:
     """
     patterns = [rf"(?:^|[^a-z]){word}s?[=_-]?(\d+)"]
     if word == "step":
-        patterns.append(r"checkpoint-(\d+)/[^/]*$")
+        patterns.append(r"checkpoint-(\d+)(?:/[^/]*)?$")
     for pattern in patterns:
-        if match := re.search(pattern, f"{path.parent.name}/{path.name}".lower()):
-            return int(match[1])
+        if found := re.findall(pattern, f"{path.parent.name}/{path.name}".lower()):
+            return int(found[-1])
     return None
 
 
 # Reading. -----------------------------------------------------------------------------------------
+
+
+def _read(path: Path, *, trust: bool) -> Mapping[str, Any]:
+    if path.suffix == _SAFE:
+        return _read_safe(path)
+    if not path.is_dir() and not path.name.endswith(SHARD_INDEX):
+        return _read_torch(path, trust=trust)
+    try:
+        if path.is_dir():
+            found = read_distributed(path, states=_STATES, counts=(*_STEPS, "epoch"))
+            return cast(Mapping[str, Any], found)
+        return read_indexed(path)
+    except Exception as error:  # a broken file can fail in any way
+        if isinstance(error, pickle.UnpicklingError) and (wanted := _named(error)):
+            raise CheckpointError(
+                f"{path} needs {', '.join(wanted)} to be loaded, which is no part of a sharded "
+                "checkpoint and may run any code, so it is left closed. Was it written by "
+                "torch.distributed.checkpoint?"
+            ) from error
+        raise _unreadable(path, error) from error
+
+
+def _named(error: Exception) -> list[str]:
+    return re.findall(r"GLOBAL (\S+)", str(error))
 
 
 def _read_safe(path: Path) -> Mapping[str, Any]:
@@ -220,7 +189,7 @@ def _refused(path: Path, error: Exception) -> CheckpointError:
     try:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # torch's older form cannot be asked, and a broken file neither
-        wanted = re.findall(r"GLOBAL (\S+)", str(error))
+        wanted = _named(error)
     if not wanted:
         return _unreadable(path, error)
     listed = ", ".join(wanted[:3]) + (", ..." if len(wanted) > 3 else "")

@@ -13,6 +13,8 @@ from ntkwatch.integrations.checkpoint_files import (
     number_in_name,
     read_checkpoint,
 )
+from ntkwatch.integrations.checkpoint_places import name_of
+from ntkwatch.integrations.checkpoint_shards import files_of
 
 __all__ = ["Entry", "Series", "Skipped", "digest_of", "in_order"]
 
@@ -104,7 +106,7 @@ def in_order(paths: Sequence[Path], *, trust: bool = False, weights: Weights = "
         step = {"step": found.step, "epoch": found.epoch, "time": place}[clock]
         assert step is not None
         if step in entries:
-            reason = f"another checkpoint of {clock} {step} is used: {entries[step].path.name}"
+            reason = f"another checkpoint of {clock} {step} is used: {name_of(entries[step].path)}"
             skipped.append(Skipped(found.path, step, reason, False))
         else:
             entries[step] = Entry(found.path, step, found.epoch)
@@ -123,9 +125,12 @@ def in_order(paths: Sequence[Path], *, trust: bool = False, weights: Weights = "
 
 
 def digest_of(path: Path) -> str:
-    """Return a digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return a digest of what a checkpoint's files hold."""
+    digests = []
+    for part in files_of(path):
+        with part.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
 def _clock(read: Sequence[Checkpoint]) -> Clock:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ntkwatch.errors import DivergedError, HistoryError, NtkwatchError
 from ntkwatch.integrations.checkpoint_files import Weights, read_checkpoint
+from ntkwatch.integrations.checkpoint_places import name_of
 from ntkwatch.integrations.checkpoint_series import Entry, Series, digest_of
 from ntkwatch.integrations.checkpoint_weights import load_weights
 from ntkwatch.integrations.mishaps import in_words
@@ -34,13 +35,8 @@ __all__ = ["CheckpointReading", "watch_checkpoints"]
 
 _LEDGER = "checkpoints.json"
 _LEDGER_FORM = 1
-_STALE = (
-    "history.jsonl",
-    "angles.json",
-    "reference-warmup.safetensors",
-    "verdict.json",
-    "report.html",
-)
+_PAGES = ("verdict.json", "report.html")
+_STALE = ("history.jsonl", "angles.json", "reference-warmup.safetensors", *_PAGES)
 
 _WARMUP_STEPS, _WARMUP_SHARE = 20, 0.01  # as where a callback watches
 _NEVER = math.inf  # steps: where a clock counts something else, the end of a warm-up is unknown
@@ -172,16 +168,15 @@ class _Run:
             self.outlet.begin(self.tracker, self.files)
         if self.tracker.warmup is not None and self.tracker.warmup is not warmup:
             self.files.write_anchor(self.tracker.warmup, "warmup")
-        verdict = judge(self.tracker.history)
-        self.outlet.observed(self.tracker, observation, verdict, self.files)
+        self.outlet.observed(self.tracker, observation, judge(self.tracker.history), self.files)
         self.measured[entry.step] = self.digests[entry.step]
         self._write_ledger()
 
     def finish(self) -> None:
         """Write the verdict and the report."""
-        for path, step, reason, _ in self.broken:
+        for _, step, reason, _ in self.broken:
             if step is not None:
-                self._gap(Gap(step=step, reason=f"{path.name} cannot be read: {reason}"))
+                self._gap(Gap(step=step, reason=reason))
         self.outlet.finish(self.tracker, judge(self.tracker.history), self.files)
 
     def _gap(self, gap: Gap) -> None:
@@ -257,7 +252,7 @@ def _tracker(
 ) -> KernelTracker:
     first, last = series.entries[0], series.entries[-1]
     is_zero = series.clock == "step" and first.step == 0
-    words = f"the earliest checkpoint, {first.path.name}"
+    words = f"the earliest checkpoint, {name_of(first.path)}"
     if series.clock == "time":
         words += ", and steps are files by the time of writing, as they do not say theirs"
     elif series.clock == "epoch":

@@ -14,6 +14,7 @@ from torch import nn
 
 from ntkwatch.errors import ProcessError
 from ntkwatch.integrations.mirrored import LeadingTracker, Mirror
+from ntkwatch.integrations.shared_shards import SharedShards
 from ntkwatch.watch.asking import Asking
 from ntkwatch.watch.helping import Helper
 from ntkwatch.watch.request import Request, in_words
@@ -66,7 +67,7 @@ class Crew:
         self._asking = None if team is None or mirrors else Asking(team, raises=raises)
         self._mirror: Mirror | None = None
         self._helper: Helper | None = None
-        self._mirrors = mirrors
+        self._mirrors, self._is_meeting = mirrors, False
         if team is not None and not team.is_first:
             self._mirror = Mirror(team, self._settings)
             wanted = self._settings.get("outputs")
@@ -90,6 +91,12 @@ class Crew:
         helpers = None if self._asking is None else self._asking.kernel
         return KernelTracker(*args, helpers=helpers, **settings)
 
+    def shards_of(self, model: nn.Module) -> SharedShards | None:
+        """Return how the processes keep anchors of a model that they hold shards of, or None."""
+        if self._team is None or not self._mirrors:
+            return None
+        return SharedShards(self._team, model, lambda: self._is_meeting and not self.is_alone)
+
     @contextmanager
     def meeting(
         self, hook: Hook, model: nn.Module, step: int, news: Callable[[], News]
@@ -112,7 +119,7 @@ class Crew:
             self._help(hook, model, team)
             yield
         else:
-            failure = ""
+            failure, self._is_meeting = "", True
             try:
                 yield
             except Exception as error:
@@ -122,6 +129,7 @@ class Crew:
                 self.leave()
                 raise
             finally:
+                self._is_meeting = False
                 self._dismiss(news(), failure)
 
     def leave(self) -> None:

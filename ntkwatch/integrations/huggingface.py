@@ -171,6 +171,8 @@ class NTKTrainerCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Draw the probe, or go on where an interrupted run stopped."""
+        if self._run is not None:  # no event tells of a training that failed
+            self._run.let_go()
         self._run, self._trainer = None, calling_trainer()
         self._loss, self._board = StepLoss(), BoardLogger(self._trainer)
         model, main = whole_model(parts["model"]), bool(state.is_world_process_zero)
@@ -218,7 +220,7 @@ class NTKTrainerCallback(TrainerCallback):
         run, model = self._watching, whole_model(parts["model"])
         if run is not None and parts.get("optimizer") is not None:
             with run.harmless(state.global_step):
-                run.note_step(parts["optimizer"], 0)
+                run.before_step(parts["optimizer"], 0, state.global_step)
         if run is None or self._passing is None:
             return
         with run.harmless(state.global_step):

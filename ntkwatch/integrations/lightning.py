@@ -268,11 +268,12 @@ class NTKMonitor(CallbackBase):
     def on_before_optimizer_step(
         self, trainer: Any, pl_module: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Count what weight decay does in this step, while its learning rate is the one in use."""
+        """Count what weight decay does in this step, if it is taken."""
         if self._run is None or self._run.stood_down:
             return
         with self._run.harmless(trainer.global_step):
-            self._run.note_step(optimizer, number_of(optimizer, trainer))
+            number = number_of(optimizer, trainer)
+            self._run.before_step(optimizer, number, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int

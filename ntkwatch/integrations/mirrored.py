@@ -4,14 +4,15 @@ The others' trackers remember what the first one's does, each with its own shard
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import NtkwatchError, ProcessError
-from ntkwatch.jacobian.inputs import leaves, map_inputs
+from ntkwatch.integrations.mirror_messages import Begin, GoOn, Observe, packed, unpacked
+from ntkwatch.integrations.shared_shards import ReadPart, WritePart, read_own, write_own
+from ntkwatch.watch.anchors import Anchor
+from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.request import in_words
@@ -19,51 +20,6 @@ from ntkwatch.watch.team import Team, TeamGoneError
 from ntkwatch.watch.tracker import KernelTracker
 
 __all__ = ["LeadingTracker", "Mirror"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Probe:
-    """A probe on its way, on the CPU.
-
-    Attributes:
-        batch: The probe.
-        on_device: Whether it was where the model is.
-    """
-
-    batch: ProbeBatch
-    on_device: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Begin:
-    """A new tracker.
-
-    Attributes:
-        probe: Its probe.
-        fresh: Whether every observation has a probe of its own.
-        words: Where its reference comes from.
-    """
-
-    probe: _Probe
-    fresh: bool
-    words: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Observe:
-    """One observation.
-
-    Attributes:
-        step: Optimizer steps taken so far.
-        warmup_steps: Of the tracker.
-        brief: Whether the first process leaves out what takes longest.
-        buffers: From before the first update, where its weights are to be measured; or None.
-    """
-
-    step: int
-    warmup_steps: float
-    brief: bool
-    buffers: dict[str, Tensor] | None
 
 
 class LeadingTracker(KernelTracker):
@@ -88,7 +44,7 @@ class LeadingTracker(KernelTracker):
         super().__init__(probe, fresh_probe=draw, **settings)
         self._team, self._is_observing = team, False
         words = {key: settings[key] for key in ("reference", "reference_is_start")}
-        team.tell(_Begin(probe=_packed(probe), fresh=fresh_probe is not None, words=words))
+        team.tell(Begin(probe=packed(probe), fresh=fresh_probe is not None, words=words))
 
     def observe(self, model: nn.Module, step: int, **rest: Any) -> Observation:
         """Measure a model together with the other processes; see ``KernelTracker.observe``.
@@ -112,7 +68,7 @@ class LeadingTracker(KernelTracker):
         if state is not None:
             buffers = {n: t.detach().cpu() for n, t in state.items() if n in own}
         how: dict[str, Any] = {"warmup_steps": self.warmup_steps, "brief": rest.get("brief", False)}
-        self._team.tell(_Observe(step=step, **how, buffers=buffers))
+        self._team.tell(Observe(step=step, **how, buffers=buffers))
         observation, failure = None, None
         self._is_observing = True
         try:
@@ -121,6 +77,33 @@ class LeadingTracker(KernelTracker):
             failure = error
         finally:
             self._is_observing = False
+        self._agree(failure, f"step {step} could not be observed")
+        assert observation is not None
+        return observation
+
+    def resume(
+        self, history: History, start: Anchor, warmup: Anchor | None = None, **rest: Any
+    ) -> None:
+        """Go on from an earlier run, as all processes do; see ``KernelTracker.resume``.
+
+        Args:
+            history: What was observed until then.
+            start: This process's part of its reference; the others have read theirs.
+            warmup: The same of its anchor at the end of the warm-up, or None.
+            rest: As there.
+        """
+        kernel: Tensor | None = rest.get("last_kernel")
+        kernel = None if kernel is None else kernel.cpu()
+        self._team.tell(GoOn(history=history, has_warmup=warmup is not None, last_kernel=kernel))
+        failure = None
+        try:
+            super().resume(history, start, warmup, **rest)
+        except Exception as error:
+            failure = error
+        self._agree(failure, "the earlier part of this run could not be taken up")
+
+    def _agree(self, failure: Exception | None, what: str) -> None:
+        """Raise what failed everywhere, or that processes remember different things."""
         try:
             said = self._team.gather("" if failure is None else in_words(failure))
         except TeamGoneError:  # this was the last look
@@ -130,12 +113,10 @@ class LeadingTracker(KernelTracker):
         if any(said):
             words = "; ".join(f"process {i}: {what}" for i, what in enumerate(said) if what)
             raise ProcessError(
-                f"step {step} could not be observed by all processes ({words}), so what they "
+                f"{what} by all processes ({words}), so what they "
                 "remember of the run differs, and it is not watched any further. Is the model's "
                 "forward pass the same in each?"
             )
-        assert observation is not None
-        return observation
 
 
 def _told_by(team: Team, draw: Callable[[int], ProbeBatch]) -> Callable[[int], ProbeBatch]:
@@ -147,7 +128,7 @@ def _told_by(team: Team, draw: Callable[[int], ProbeBatch]) -> Callable[[int], P
         except Exception as error:
             team.tell(in_words(error))
             raise
-        team.tell(_packed(probe))
+        team.tell(packed(probe))
         return probe
 
     return fresh
@@ -165,6 +146,7 @@ class Mirror:
         self._team, self._settings = team, settings
         self._tracker: KernelTracker | None = None
         self._first_state: dict[str, Tensor] | None = None
+        self._read: dict[str, Anchor | None] = {}
 
     def keep_first_state(self, model: nn.Module) -> None:
         """Keep this process's shards from before the first update while a probe is gathered."""
@@ -178,21 +160,49 @@ class Mirror:
             message: What that is.
             model: This process's shards.
         """
-        if isinstance(message, _Begin):
+        if isinstance(message, Begin):
             draw = self._heard_probe(model) if message.fresh else None
-            probe = _unpacked(message.probe, model)
+            probe = unpacked(message.probe, model)
             self._tracker = KernelTracker(
                 probe, fresh_probe=draw, **message.words, **self._settings
             )
-        elif isinstance(message, _Observe):
-            failure = ""
-            try:
-                self._observe(message, model)
-            except Exception as error:
-                failure = in_words(error)
-            self._team.gather(failure)
+        elif isinstance(message, Observe):
+            self._answer(lambda: self._observe(message, model))
+        elif isinstance(message, GoOn):
+            self._answer(lambda: self._go_on(message))
+        elif isinstance(message, WritePart):
+            write_own(self._team, message, self._anchor(message.kind))
+        elif isinstance(message, ReadPart):
+            self._read[message.kind], _ = read_own(self._team, message, model)
 
-    def _observe(self, message: _Observe, model: nn.Module) -> None:
+    def _answer(self, act: Callable[[], None]) -> None:
+        """Do something, and say how it went."""
+        failure = ""
+        try:
+            act()
+        except Exception as error:
+            failure = in_words(error)
+        self._team.gather(failure)
+
+    def _anchor(self, kind: str) -> Anchor | None:
+        """This process's part of an anchor: its tracker's, or what was read for one to come."""
+        if self._tracker is None:
+            return self._read.get(kind)
+        return self._tracker.reference if kind == "start" else self._tracker.warmup
+
+    def _go_on(self, message: GoOn) -> None:
+        start, warmup = self._read.get("start"), self._read.get("warmup")
+        self._read = {}
+        assert self._tracker is not None
+        assert start is not None
+        self._tracker.resume(
+            message.history,
+            start,
+            warmup if message.has_warmup else None,
+            last_kernel=message.last_kernel,
+        )
+
+    def _observe(self, message: Observe, model: nn.Module) -> None:
         assert self._tracker is not None
         self._tracker.warmup_steps = message.warmup_steps
         state = None
@@ -208,24 +218,6 @@ class Mirror:
             heard = self._team.tell()
             if isinstance(heard, str):
                 raise NtkwatchError(f"the first process could not draw a probe: {heard}")
-            return _unpacked(heard, model)
+            return unpacked(heard, model)
 
         return fresh
-
-
-def _packed(probe: ProbeBatch) -> _Probe:
-    tensors = leaves(probe.inputs)
-    return _Probe(
-        batch=_moved(probe, torch.device("cpu")),
-        on_device=any(tensor.device.type != "cpu" for tensor in tensors),
-    )
-
-
-def _unpacked(probe: _Probe, model: nn.Module) -> ProbeBatch:
-    return _moved(probe.batch, next(model.parameters()).device) if probe.on_device else probe.batch
-
-
-def _moved(probe: ProbeBatch, device: torch.device) -> ProbeBatch:
-    inputs = map_inputs(lambda tensor: tensor.to(device), probe.inputs)
-    targets = None if probe.targets is None else probe.targets.to(device)
-    return replace(probe, inputs=inputs, targets=targets)

@@ -41,26 +41,34 @@ class Mishaps:
         self._in_a_row = 0
         self._diverged = False
         self._said: set[str] = set()
+        self._unsaid: tuple[int, Exception] | None = None
 
     def observed(self) -> None:
         """Note that an observation succeeded."""
         self._in_a_row = 0
         self._diverged = False
 
-    def failed(self, step: int, error: Exception, *, has_reference: bool) -> None:
+    def failed(
+        self, step: int, error: Exception, *, has_reference: bool, tries_again: bool = False
+    ) -> None:
         """Note that an observation failed, and stand down if it cannot or does not get better.
 
         Args:
             step: Optimizer steps taken so far.
             error: What stopped it.
             has_reference: Whether there is anything that later observations could be compared with.
+            tries_again: Whether there may be, at another step.
         """
         self._in_a_row += 1
         # Processes that remember different things of a run cannot go on together.
         apart = isinstance(error, ProcessError)
         harmful = isinstance(error, WeightsChangedError)
-        hopeless = harmful or apart or not has_reference
+        hopeless = harmful or apart or not (has_reference or tries_again)
         self.stood_down = hopeless or self._in_a_row >= _FAILURES
+        if not (has_reference or self.stood_down):
+            # Said when it is known what follows: a model that cannot be called costs one warning.
+            self._unsaid = self._unsaid or (step, error)
+            return
         if harmful:
             _log.error("observing step %d changed the training: %s", step, error)
         if self._in_a_row == 1 or self.stood_down:
@@ -69,6 +77,22 @@ class Mishaps:
                 f"ntkwatch could not observe step {step}: {_with_advice(error)} {then}.",
                 stacklevel=3,
             )
+
+    def reference_is(self, step: int | None) -> None:
+        """Say what became of a reference that could not be taken when it was due, if so.
+
+        Args:
+            step: Where it was taken after all; None where training is over.
+        """
+        if self._unsaid is None or self.stood_down:
+            return
+        (due, error), self._unsaid = self._unsaid, None
+        then = "Training ended before the reference could be tried again"
+        if step is not None:
+            then = f"The reference is step {step}: drift is counted from there, without a verdict"
+        warnings.warn(
+            f"ntkwatch could not observe step {due}: {_with_advice(error)} {then}.", stacklevel=3
+        )
 
     def diverged(self, step: int, error: DivergedError) -> bool:
         """Say that the training has diverged, which is something observed and no failure of ours.

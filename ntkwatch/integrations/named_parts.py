@@ -87,6 +87,7 @@ def build_probe(
     size: int,
     *,
     kept: Mapping[str, Any] | None = None,
+    loaders: Sequence[str] = _LOADERS,
 ) -> ProbeBatch:
     """Return a probe from what a dotted path or a file holds.
 
@@ -96,6 +97,7 @@ def build_probe(
         model: That the probe is for.
         size: Probe points.
         kept: Arguments of the data module as a checkpoint keeps them.
+        loaders: Of a data module, its methods to look at, the best first.
 
     Returns:
         The probe.
@@ -105,7 +107,7 @@ def build_probe(
     found = named_object(name)
     if not isinstance(found, Tensor | ProbeBatch | DataLoader) and callable(found):
         found = _called(found, name, kept or {}, {}, flag=None)
-    return _probe_of(found, name, model, size)
+    return _probe_of(found, name, model, size, loaders)
 
 
 def _called(
@@ -136,12 +138,14 @@ def _taken(what: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 # Data. --------------------------------------------------------------------------------------------
 
 
-def _probe_of(found: Any, name: str, model: nn.Module, size: int) -> ProbeBatch:
+def _probe_of(
+    found: Any, name: str, model: nn.Module, size: int, loaders: Sequence[str]
+) -> ProbeBatch:
     if isinstance(found, ProbeBatch):
         return found
     hooks: Any = None
     if any(hasattr(found, loader) for loader in _LOADERS):
-        hooks, found = found, _loader_of(found, name)
+        hooks, found = found, _loader_of(found, name, loaders)
 
     def inputs_and_targets(batch: Any) -> tuple[Any, Tensor | None]:
         inputs, targets = split_batch(_moved(batch, hooks, model))
@@ -177,13 +181,13 @@ def _probe_of(found: Any, name: str, model: nn.Module, size: int) -> ProbeBatch:
     )
 
 
-def _loader_of(module: Any, name: str) -> Any:
+def _loader_of(module: Any, name: str, hooks: Sequence[str]) -> Any:
     """A data module's own loaders: validation first, as these are not augmented."""
     try:
         for hook, arguments in (("prepare_data", ()), ("setup", ("fit",))):
             if callable(getattr(module, hook, None)):
                 getattr(module, hook)(*arguments)
-        for hook in _LOADERS:
+        for hook in hooks:
             loader = getattr(type(module), hook, None)
             if loader is not None and not loader.__module__.startswith(_FRAMEWORKS):
                 return getattr(module, hook)()
@@ -193,7 +197,7 @@ def _loader_of(module: Any, name: str) -> Any:
             "so there is no data to measure on. Name a function that returns a loader or a batch."
         ) from error
     raise InputError(
-        f"{name} defines neither {' nor '.join(_LOADERS)}, so there is no data to measure on. "
+        f"{name} defines no {' and no '.join(hooks)}, so there is no data to measure on. "
         "Name a function that returns a loader or a batch."
     )
 

@@ -162,7 +162,7 @@ class Observer:
             self._outlet.append(gap, tracker, files)
         if gap.kind == "diverged":  # which says something about the training
             before, self.verdict = self.verdict, judge(tracker.history)
-            self._outlet.show_verdict(self.verdict, self._x, trying)
+            self._outlet.diverged(self.verdict, self._x, trying)
             self._tell_verdict(before)
 
     def _tell_verdict(self, before: Verdict | None) -> None:

@@ -1,6 +1,7 @@
 """Where a watched run's numbers go: its loggers, their dashboards, its folder."""
 
-from collections.abc import Callable, MutableMapping, Sequence
+import math
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from ntkwatch.integrations.actions import do_all
 from ntkwatch.integrations.dashboard import Dashboard
 from ntkwatch.integrations.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
+from ntkwatch.report.kept_kernels import read_kernel_pair
 from ntkwatch.watch.plain import to_plain
 from ntkwatch.watch.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
@@ -21,6 +23,7 @@ __all__ = ["FOLDER", "Outlet", "OutletSettings", "Trying"]
 
 # Given what is written and where, keeps a failure to write it away from what is written next.
 Trying = Callable[[str, str], AbstractContextManager[None]]
+_STRENGTH, _SHARE = "strength", "overhead_share"  # tags
 FOLDER, _PAGES = "the run's folder", "the TensorBoard logger"
 
 
@@ -65,6 +68,7 @@ class Outlet:
             loggers, metrics, name=settings.name, custom_scalars=settings.custom_scalars
         )
         self._behind = False
+        self._tags = {_STRENGTH}
 
     def begin(self, tracker: KernelTracker, files: RunFiles, trying: Trying = as_it_comes) -> None:
         """Write what is fixed from the reference on: run, probe, reference, chart layout."""
@@ -131,6 +135,7 @@ class Outlet:
         """
         x = observation.step if observation.logged_step is None else observation.logged_step
         values = scalars_of(observation, verdict)
+        self._tags |= values.keys()
         scalars = {f"{self._settings.name}/{tag}": value for tag, value in values.items()}
         what = f"what it saw at step {observation.step}"
         with trying(what, FOLDER):
@@ -139,22 +144,31 @@ class Outlet:
                 files.write_kernel(observation.step, tracker.kernel.trace)
             if tracker.history.angles is not None:
                 files.write_angles(tracker.history.angles)
-        for logger in self._loggers:
-            with trying(what, f"the logger {type(logger).__name__}"):
-                logger.log_metrics(scalars, step=x)
-        # So that EarlyStopping and ModelCheckpoint can monitor our tags.
-        self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+        self._log(scalars, x, what, trying)
         with trying(what, _PAGES):
             do_all(self._dashboard.show(tracker, observation, verdict, values, x=x, last=last))
 
-    def show_verdict(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
-        """Write a verdict that no observation brought about to TensorBoard.
+    def _log(self, scalars: Mapping[str, float], x: int, what: str, trying: Trying) -> None:
+        for logger in self._loggers:
+            with trying(what, f"the logger {type(logger).__name__}"):
+                logger.log_metrics(dict(scalars), step=x)
+        # So that EarlyStopping and ModelCheckpoint can monitor our tags.
+        self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+
+    def diverged(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
+        """Write that there is nothing left to observe: NaN where the last numbers would stay.
+
+        Lightning's EarlyStopping then ends the run, and its ModelCheckpoint takes NaN for the worst
+        there is.
 
         Args:
-            verdict: The verdict.
+            verdict: Which says so.
             x: x axis.
             trying: Keeps a failure away from the training.
         """
+        gone = sorted(self._tags - {_SHARE})
+        scalars = {f"{self._settings.name}/{tag}": math.nan for tag in gone}
+        self._log(scalars, x, "that the model diverged", trying)
         with trying("the verdict", _PAGES):
             self._dashboard.tell(verdict, x)
 
@@ -178,4 +192,6 @@ class Outlet:
         about = {} if cost is None else {"cost": to_plain(cost)}
         files.write_json("verdict.json", {**verdict.to_plain(), **about})
         title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
-        files.write_text("report.html", render_html(tracker.history, verdict, title=title))
+        kernels = read_kernel_pair(files.folder, tracker.history)
+        page = render_html(tracker.history, verdict, title=title, kernels=kernels)
+        files.write_text("report.html", page)

@@ -36,7 +36,7 @@ class EarlierPart:
     last_kernel: Tensor | None
 
 
-def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) -> EarlierPart | None:
+def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) -> EarlierPart:
     """Return the earlier part of an interrupted run, with its history cut at the checkpoint.
 
     What was seen after the checkpoint was written is about to happen again; and what was seen
@@ -50,20 +50,29 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
         device: Of the model.
 
     Returns:
-        The earlier part, or None where its files are gone or cannot be read.
+        The earlier part.
+
+    Raises:
+        HistoryError: If its files are gone or cannot be read, with the reason in few words.
     """
-    earlier = RunFiles(Path(folder))
-    if not folder or not earlier.can_go_on:
-        return None
+    if not folder:
+        raise HistoryError("its checkpoint holds none")
+    earlier = RunFiles(Path(folder), files.shards)
+    if not earlier.can_go_on:
+        raise HistoryError(f"its files ({folder}) are gone")
     try:
         then = read_history(earlier.history)
-    except HistoryError:
-        return None
+    except HistoryError as error:
+        raise HistoryError(f"its files ({folder}) are gone") from error
+    # Before anything is changed: processes that hold shards may not agree.
+    start = earlier.read_anchor(device=device)
+    warmup = earlier.read_anchor("warmup", device=device)
+    assert start is not None
     if files.folder.resolve() == earlier.folder.resolve():
         files = earlier
         files.sweep()
     else:
-        files = RunFiles(free_folder(files.folder))
+        files = RunFiles(free_folder(files.folder), files.shards)
         files.copy_from(earlier, until=step)
     kept = tuple(seen for seen in then if seen.step <= step and not seen.at_end)
     gaps = tuple(gap for gap in then.gaps if gap.step <= step)
@@ -72,19 +81,26 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
     angles = None if then.angles is None else then.angles.only({o.step for o in kept})
     history = History(then.run, kept, gaps, angles=angles)
     files.rewrite(history)
-    start = files.read_anchor(device=device)
-    warmup = files.read_anchor("warmup", device=device)
-    assert start is not None
     whole = history.last_whole
-    in_time = warmup is not None and warmup.step in {seen.step for seen in kept}
+    if warmup is not None and warmup.step not in {seen.step for seen in kept}:
+        warmup = None
+    if files.shards is not None and files is not earlier:
+        _keep_shards(files, start, warmup)
     return EarlierPart(
         files=files,
         history=history,
         probe=files.read_probe(),
         start=start,
-        warmup=warmup if in_time else None,
+        warmup=warmup,
         last_kernel=None if whole is None else files.read_kernel(whole.step, device=device),
     )
+
+
+def _keep_shards(files: RunFiles, start: Anchor, warmup: Anchor | None) -> None:
+    """Write what no process can copy for the others: each has its own disk, perhaps."""
+    files.write_anchor(start)
+    if warmup is not None:
+        files.write_anchor(warmup, "warmup")
 
 
 def free_folder(folder: Path) -> Path:

@@ -4,30 +4,28 @@ No training framework is known here: a callback tells it where training is and h
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ntkwatch.errors import DivergedError, InputError
+from ntkwatch.errors import InputError
 from ntkwatch.integrations.beginning import Beginning, earlier_part
 from ntkwatch.integrations.closing import closing_words
 from ntkwatch.integrations.crew import Crew
 from ntkwatch.integrations.gathering import Gathering
-from ntkwatch.integrations.mishaps import Mishaps, in_words, say
-from ntkwatch.integrations.observer import Observer
+from ntkwatch.integrations.harmless import Harmless
+from ntkwatch.integrations.late_reference import LateReference
+from ntkwatch.integrations.mishaps import say
 from ntkwatch.integrations.outlet import FOLDER, Outlet
 from ntkwatch.integrations.resumption import EarlierPart, free_folder
-from ntkwatch.watch.budget import Kind, OverheadBudget
+from ntkwatch.integrations.taken_steps import TakenSteps
+from ntkwatch.watch.budget import Kind
 from ntkwatch.watch.cost import Cost
-from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Gap
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.store import RunFiles
-from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.training import Training
 from ntkwatch.watch.verdict import Verdict, judge
 
@@ -42,7 +40,7 @@ _NOTHING_TO_DRAW_FROM = (
 _SELDOM = 50  # of the steps so far, one in so many passes before processes meet again for nothing
 
 
-class WatchedRun:
+class WatchedRun(Harmless):
     """Watches one training run from its first batch to its end.
 
     Args:
@@ -57,9 +55,6 @@ class WatchedRun:
         keeps_files: Whether the folder stays after the run.
         tell: Called with the line that says how the run ended.
         crew: The processes of the run; by default this one alone.
-
-    Attributes:
-        files: The run's folder.
     """
 
     def __init__(
@@ -77,44 +72,21 @@ class WatchedRun:
         tell: Callable[[str], object] = say,
         crew: Crew | None = None,
     ) -> None:
-        self.files = RunFiles(folder)
-        self._outlet, self._schedule = outlet, schedule
-        self._promised = max_overhead
-        self._budget = OverheadBudget(1.0 if max_overhead is None else max_overhead)
+        super().__init__(
+            RunFiles(folder),
+            outlet,
+            max_overhead=max_overhead,
+            on_error=on_error,
+            on_verdict=on_verdict,
+        )
+        self._schedule = schedule
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
-        self._mishaps = Mishaps(on_error)
-        self._observer = Observer(outlet, self._budget, self._mishaps, on_verdict)
         self._keeps_files, self._tell, self._crew = keeps_files, tell, crew or Crew()
         self._not_before = -math.inf
-        self._tracker: KernelTracker | None = None
         self._beginning = Beginning()
         self._gathering: Gathering | None = None
         self._finished = False
-
-    @property
-    def history(self) -> History:
-        """What was observed so far."""
-        return History() if self._tracker is None else self._tracker.history
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """The verdict as of the last observation, or None."""
-        return self._observer.verdict
-
-    @property
-    def has_probe(self) -> bool:
-        """Whether it is known what to observe on."""
-        return self._tracker is not None
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether there is something to compare with."""
-        return self._tracker is not None and self._tracker.reference is not None
-
-    @property
-    def stood_down(self) -> bool:
-        """Whether failures have ended the watching."""
-        return self._mishaps.stood_down
+        self._steps, self._steps_done = TakenSteps(), 0
 
     @property
     def next_step(self) -> float:
@@ -182,11 +154,12 @@ class WatchedRun:
         if not may_stop_early:
             self._budget.expect(total_steps, first_step=step, time_left=time_left)
         device = next(model.parameters()).device
+        self.files = RunFiles(self.files.folder, self._crew.shards_of(model))
         earlier = earlier_part(interrupted, self.files, step=step, device=device)
         if earlier is not None:
             self._go_on(earlier, step, interrupted)
         else:
-            self.files = RunFiles(free_folder(self.files.folder))
+            self.files = RunFiles(free_folder(self.files.folder), self.files.shards)
             probe = draw(0)
             if probe is None and resample:
                 raise InputError(_NOTHING_TO_DRAW_FROM)
@@ -218,7 +191,8 @@ class WatchedRun:
             place: Epoch and x axis of the run's loggers.
         """
         if self._tracker is not None:
-            self._observe(model, step, **place, reference=True)
+            if self._late.is_due(step):
+                self._observe_reference(model, step, **place)
             return
         if self._gathering is None:
             self._gathering = Gathering(self._probe_size, place)
@@ -234,15 +208,40 @@ class WatchedRun:
         self._tracker = self._beginning.tracker(gathering.probe(), self.files)
         # Where rows came from several batches, the weights have moved on since the first.
         first, state = self._beginning.step, gathering.state
-        self._observe(model, first, **gathering.place, state=state, reference=True)
+        self._observe_reference(model, first, **gathering.place, state=state)
+
+    def _observe_reference(self, model: nn.Module, step: int, **rest: Any) -> None:
+        """Take the reference, which may be late, and then write down the tries that failed."""
+        assert self._tracker is not None
+        if (words := self._late.words(step)) is not None:
+            self._tracker.refer_to(words, is_start=False)
+            self._observer.losses.let_go()
+        self._observe(model, step, **rest, reference=True)
+        self._mishaps.reference_is(step)
+        late, self._late = self._late, LateReference()
+        for gap in late.gaps:
+            self._missed(gap)
 
     def note_loss(self, loss: Tensor | None) -> None:
         """Keep the training step's loss."""
         self._observer.losses.note(loss)
 
-    def note_step(self, optimizer: Any, number: int) -> None:
-        """Count what weight decay does in one optimizer step."""
-        self._beginning.decay.note(optimizer, number)
+    def before_step(self, optimizer: Any, number: int, step: int) -> None:
+        """Count what weight decay does in the optimizer step that is about to be taken, if it is.
+
+        Args:
+            optimizer: About to step.
+            number: Which of several optimizers it is.
+            step: Optimizer steps taken so far.
+        """
+
+        def count(stepped: Any) -> None:
+            if not self.stood_down:
+                with self.harmless(self._steps_done):
+                    self._beginning.decay.note(stepped, number)
+
+        self._steps_done = step
+        self._steps.follow(optimizer, count)
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
@@ -272,6 +271,7 @@ class WatchedRun:
     def finish(self) -> None:
         """Write the verdict and the report, and say in one line what and where they are."""
         if self._finished or self._tracker is None or not self.has_reference:
+            self._mishaps.reference_is(None)
             return
         self._finished = True
         self._observer.verdict = verdict = judge(self.history)
@@ -294,39 +294,5 @@ class WatchedRun:
         self._observer.losses.let_go()
         self._gathering = self._observer.training = None
         self._beginning.let_go()
+        self._steps.let_go()
         self._budget.expect(None)
-
-    # Failures. ------------------------------------------------------------------------------------
-
-    @contextmanager
-    def harmless(self, step: int) -> Iterator[None]:
-        """Keep failures away from the training, as ``on_error`` says, and count the time.
-
-        Args:
-            step: Optimizer steps taken so far.
-
-        Yields:
-            Nothing.
-        """
-        self._budget.start()
-        with self._budget.counting():
-            try:
-                yield
-            except DivergedError as error:
-                if not self.has_reference:
-                    self._failed(step, error)
-                elif self._mishaps.diverged(step, error):
-                    self._missed(Gap(step=step, reason=in_words(error), kind="diverged"))
-            except Exception as error:
-                self._failed(step, error)
-
-    def _failed(self, step: int, error: Exception) -> None:
-        if self._mishaps.raises:
-            raise error
-        self._mishaps.failed(step, error, has_reference=self.has_reference)
-        if self.has_reference:
-            self._missed(Gap(step=step, reason=in_words(error)))
-
-    def _missed(self, gap: Gap) -> None:
-        assert self._tracker is not None
-        self._observer.missed(self._tracker, self.files, gap)

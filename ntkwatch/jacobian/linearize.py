@@ -7,6 +7,7 @@ silently in places (the padding row of an embedding).
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -224,22 +225,35 @@ def _gap_to_reverse(
     for _ in range(2):
         u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
         u = u.to(outputs)
-        terms = [torch.zeros(1, dtype=u.dtype, device=u.device)]
-        if outputs.requires_grad:
-            pulled = torch.autograd.grad(
-                outputs, list(leaves.values()), u, retain_graph=True, allow_unused=True
-            )
-            terms += [
-                (real_entries(dense(g)) * real_entries(tangents[name])).flatten()
-                for name, g in zip(leaves, pulled, strict=True)
-                if g is not None
-            ]
-        forward, reverse = (u * change).sum(), torch.stack([term.sum() for term in terms]).sum()
+        terms = _terms_of_reverse(outputs, leaves, tangents, u) if outputs.requires_grad else {}
+        sums, norms = zip((u.new_zeros(()), u.new_zeros(())), *terms.values(), strict=True)
+        forward, reverse = (u * change).sum(), torch.stack(sums).sum()
         # Rounding errors of the terms add up like random numbers, so to the size of their norm.
-        spread = torch.stack([term.norm() for term in terms]).norm() + (u * change).norm()
+        spread = torch.stack(norms).norm() + (u * change).norm()
         off = (forward - reverse).abs()
         gaps.append(torch.where(off == 0, off, off / (spread + reverse.abs())))
     return float(torch.stack(gaps).max())
+
+
+def _terms_of_reverse(
+    outputs: Tensor, leaves: Params, tangents: Params, u: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sum and norm of the terms of ``<J' u, v>``, by parameter."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def take_in(name: str, gradient: Tensor) -> Tensor | None:
+        term = (real_entries(dense(gradient)) * real_entries(tangents[name])).detach()
+        found[name] = term.sum(), term.norm()
+        # Let go at once, since all gradients together are a copy of the model: torch keeps a zero.
+        return None if gradient.is_sparse else gradient.new_zeros(()).expand(gradient.shape)
+
+    hooks = [leaf.register_hook(partial(take_in, name)) for name, leaf in leaves.items()]
+    try:
+        torch.autograd.grad(outputs, list(leaves.values()), u, retain_graph=True, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: found[name] for name in leaves if name in found}
 
 
 def _central_difference(outputs_of: OutputsOf, params: Params, tangents: Params) -> Tensor:

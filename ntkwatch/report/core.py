@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from ntkwatch.report.columns import BY_KEY, COLUMNS, Column, title_of, value_of
+from ntkwatch.report.cost_rows import cost_rows
 from ntkwatch.report.details import DetailRow, detail_rows
 from ntkwatch.report.words import flatten
 from ntkwatch.watch.history import History
@@ -90,8 +91,7 @@ class Summary:
         gaps: Steps at which observing failed.
         problems: What was wrong with the history file.
         settings: What all observations share, as name and value.
-        seconds: Wall time of all observations together.
-        slowest: Wall time of the slowest, seconds.
+        cost: What watching took, as name and value.
     """
 
     columns: tuple[Column, ...]
@@ -103,8 +103,7 @@ class Summary:
     gaps: tuple[Gap, ...]
     problems: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
-    seconds: float
-    slowest: float
+    cost: tuple[tuple[str, str], ...]
 
 
 def summarise(history: History, verdict: Verdict) -> Summary:
@@ -118,7 +117,6 @@ def summarise(history: History, verdict: Verdict) -> Summary:
         Plain rows.
     """
     observations = history.observations
-    seconds = [observation.seconds for observation in observations]
     return Summary(
         columns=tuple(
             column
@@ -131,11 +129,10 @@ def summarise(history: History, verdict: Verdict) -> Summary:
         details=detail_rows(observations[-1] if observations else None),
         layers=_layer_rows(verdict),
         missing=_missing(observations),
-        gaps=tuple(history.gaps),
+        gaps=tuple(sorted(history.gaps, key=lambda gap: gap.step)),
         problems=tuple(history.problems),
         settings=_settings(history),
-        seconds=sum(seconds, 0.0),
-        slowest=max(seconds, default=0.0),
+        cost=cost_rows(history),
     )
 
 

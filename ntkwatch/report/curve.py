@@ -34,6 +34,7 @@ class Curve:
         width: Of the line, pixels.
         shown: Whether it is visible before the reader asks for it.
         across: What the abscissa is called beside a point.
+        most: Points to draw; of more, each stretch keeps its least and its greatest.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Curve:
     width: float = 2.2
     shown: bool = True
     across: str = "step"
+    most: int = _POINTS
 
 
 def escaped(name: str) -> str:
@@ -68,7 +70,7 @@ def traces_of(curve: Curve, *, log: bool) -> list[dict[str, Any]]:
         One trace, or two with the band first.
     """
     points = [point for point in curve.points if point[1] > 0] if log else list(curve.points)
-    points = _thinned(points)
+    points = _thinned(points, curve.most)
     name, visible = escaped(curve.name), curve.shown
     traces = []
     if outline := _outline(points, log=log):
@@ -86,14 +88,17 @@ def traces_of(curve: Curve, *, log: bool) -> list[dict[str, Any]]:
                 "visible": visible,
             }
         )
+    between: dict[str, Any] = {"hovertemplate": f"{curve.across} %{{x}}<br>%{{y:.3g}}"}
+    if any(interval is not None for _, _, interval in points):
+        between["hovertemplate"] += "%{customdata}"
+        between["customdata"] = [_between(interval) for _, _, interval in points]
     traces.append(
         {
             "type": "scatter",
             "mode": "lines+markers" if len(points) <= _MARKED else "lines",
-            "x": [x for x, _, _ in points],
+            "x": [_six_digits(x) for x, _, _ in points],
             "y": [_six_digits(y) for _, y, _ in points],
-            "customdata": [_between(interval) for _, _, interval in points],
-            "hovertemplate": f"{curve.across} %{{x}}<br>%{{y:.3g}}%{{customdata}}",
+            **between,
             "line": {"color": curve.colour, "width": curve.width, "dash": curve.dash},
             "marker": {"color": curve.colour, "size": 3 + curve.width},
             "name": name,
@@ -103,11 +108,11 @@ def traces_of(curve: Curve, *, log: bool) -> list[dict[str, Any]]:
     return traces
 
 
-def _thinned(points: list[Point]) -> list[Point]:
+def _thinned(points: list[Point], most: int) -> list[Point]:
     """Keep the ends, and in each stretch the least and the greatest value, so no spike is lost."""
-    if len(points) <= _POINTS:
+    if len(points) <= most:
         return points
-    stretches = _POINTS // 2 - 1
+    stretches = most // 2 - 1
     kept = {0, len(points) - 1}
     for i in range(stretches):
         start, stop = i * len(points) // stretches, (i + 1) * len(points) // stretches
@@ -124,7 +129,7 @@ def _outline(points: list[Point], *, log: bool) -> list[tuple[Number | None, Num
         if interval is not None:
             # An end at 0 has no place on a logarithmic axis; the shape then ends far below.
             low = max(interval[0], value * 1e-3) if log else interval[0]
-            stretch.append((x, _six_digits(low), _six_digits(interval[1])))
+            stretch.append((_six_digits(x), _six_digits(low), _six_digits(interval[1])))
             continue
         if len(stretch) > 1:
             outline += [(x, high) for x, _, high in stretch]
@@ -138,5 +143,5 @@ def _between(interval: tuple[Number, Number] | None) -> str:
     return "" if interval is None else f" [{number(interval[0])}, {number(interval[1])}]"
 
 
-def _six_digits(value: Number) -> float:
-    return float(f"{value:.6g}")
+def _six_digits(value: Number) -> Number:
+    return value if isinstance(value, int) else float(f"{value:.6g}")

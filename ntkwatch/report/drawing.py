@@ -29,6 +29,7 @@ class Axis:
         edges: The two edges between the lazy, transitional and feature-learning bands, or None.
         lines: Horizontal lines: height and name.
         falling: Large values first, as for a loss that stands for time.
+        counts: Whole numbers, which read as 5k and not as 0.5 times a power of ten.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Axis:
     edges: tuple[float, float] | None = None
     lines: tuple[tuple[float, str], ...] = ()
     falling: bool = False
+    counts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ class Drawing:
     legend: tuple[Entry, ...]
 
 
-_STEPS = Axis(title="optimizer steps")
+_STEPS = Axis(title="optimizer steps", counts=True)
 
 
 def draw(
@@ -179,7 +181,7 @@ def _look(axis: Axis) -> dict[str, Any]:
         "gridcolor": grid,
         "zerolinecolor": faded(GREY, 0.5),
         "linecolor": grid,
-        "exponentformat": "power",
+        "exponentformat": "SI" if axis.counts else "power",
         "automargin": True,
     }
     return look | {"autorange": "reversed"} if axis.falling else look

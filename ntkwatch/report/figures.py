@@ -4,13 +4,14 @@ Nothing here knows how a curve becomes a picture (``drawing``) or where it stand
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from ntkwatch.report.colours import COLOURS, DASHES
 from ntkwatch.report.columns import BY_KEY, value_of
 from ntkwatch.report.curve import Curve, Point
 from ntkwatch.report.drawing import Axis, Drawing, draw
 from ntkwatch.report.heatmap import timeline_drawings
+from ntkwatch.report.layer_curves import layer_curves
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.verdict import Bands, Verdict
@@ -19,9 +20,6 @@ __all__ = ["axis_title", "edges_of", "points", "points_of", "run_drawings"]
 
 # Thin lines beyond so many are a hairball; the page's table lists every layer.
 _LAYERS_SHOWN = 12
-_LAYERS_DRAWN = 64
-
-_Read = Callable[[Observation], Mapping[str, float | None]]
 
 
 def run_drawings(history: History, verdict: Verdict) -> list[Drawing]:
@@ -78,7 +76,7 @@ def _error(history: History, bands: Bands) -> Drawing | None:
 def _angles(history: History, bands: Bands) -> Drawing | None:
     key = "layer_angle_median"
     median = Curve(name="median of the layers", points=points(history, key), width=3.2)
-    layers, said = _layer_curves(history, lambda o: o.layer_angle, shown=_LAYERS_SHOWN)
+    layers, said = layer_curves(history, lambda o: o.layer_angle, shown=_LAYERS_SHOWN)
     return draw(
         [median, *_since_warmup(history, key), *layers],
         Axis(title="angle (rad)", log=True, edges=edges_of(key, bands)),
@@ -133,7 +131,7 @@ def _item(k: int) -> Callable[[Observation], float | None]:
 def _displacement(history: History) -> Drawing | None:
     column = BY_KEY["relative_displacement"]
     whole = Curve(name="all watched weights", points=points(history, column.key), width=3.2)
-    layers, said = _layer_curves(history, lambda o: o.layer_relative_displacement, shown=0)
+    layers, said = layer_curves(history, lambda o: o.layer_relative_displacement, shown=0)
     return draw(
         [whole, *layers],
         Axis(title=axis_title(column.key)),
@@ -182,43 +180,6 @@ def _since_warmup(history: History, key: str) -> list[Curve]:
     )
     name = f"since warm-up (step {min(anchors)})"
     return [Curve(name=name, points=found, colour=COLOURS[1], dash="dash")]
-
-
-def _layer_curves(history: History, read: _Read, *, shown: int) -> tuple[list[Curve], str]:
-    """One thin curve per layer, in the model's order; of very many, those at both extremes."""
-    names = list(dict.fromkeys(name for o in history for name in read(o)))
-    ends = {name: value for o in history for name, value in read(o).items() if value is not None}
-    order = sorted(ends, key=lambda name: ends[name], reverse=True)
-    drawn, said = _extremes(order, _LAYERS_DRAWN), ""
-    if len(drawn) < len(order):
-        said = (
-            f" Drawn: the {len(drawn)} of {len(order)} layers with the largest and the smallest "
-            "values at the end."
-        )
-    at_first = _extremes(order, shown) if shown else set()
-    curves = [
-        Curve(
-            name=name,
-            points=points_of(history, _named(read, name)),
-            # The first two colours are those of the thick line and of the second reading.
-            colour=COLOURS[2 + place % (len(COLOURS) - 2)],
-            dash=DASHES[place // (len(COLOURS) - 2) % len(DASHES)],
-            width=1.4,
-            shown=name in at_first,
-        )
-        for place, name in enumerate(name for name in names if name in drawn)
-    ]
-    return curves, said
-
-
-def _named(read: _Read, name: str) -> Callable[[Observation], float | None]:
-    return lambda o: read(o).get(name)
-
-
-def _extremes(order: Sequence[str], count: int) -> set[str]:
-    if len(order) <= count:
-        return set(order)
-    return {*order[: count - count // 2], *order[len(order) - count // 2 :]}
 
 
 # Points and axes. ---------------------------------------------------------------------------------

@@ -3,22 +3,26 @@
 Nothing here judges; the sentence under the first picture is the verdict's.
 """
 
+import html
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from ntkwatch.report.colours import GREY
 from ntkwatch.report.curve import escaped
 from ntkwatch.report.drawing import Drawing
-from ntkwatch.report.words import clean, counted, finite, number
+from ntkwatch.report.words import clean, counted, finite, number, shorten
 from ntkwatch.watch.timeline import Timeline
 from ntkwatch.watch.verdict import Verdict
 
-__all__ = ["timeline_drawings"]
+__all__ = ["SCALE", "timeline_drawings"]
 
 _FEWEST = 3  # kernels that make a picture
 _LAYERS = 40  # rows beyond so many cannot be read
+_LABELS, _LABEL = 20, 22  # names beside the rows, and characters of each: the rest is for the map
 _HEIGHT = 380  # pixels
 # From pale to dark in one hue: it reads on white, on black and in print.
-_SCALE = [[0, "#eef3f6"], [0.5, "#5aa7b8"], [1, "#0b3d55"]]
+SCALE = [[0, "#eef3f6"], [0.5, "#5aa7b8"], [1, "#0b3d55"]]
 
 _Row = Sequence[float | None]
 
@@ -72,7 +76,7 @@ def _by_layer(timeline: Timeline, edge: float) -> Drawing:
     return _drawing(
         [rows[name] for name in names],
         across=[str(step) for step in timeline.steps],
-        down=[escaped(name) for name in names],
+        down=_distinct([escaped(name) for name in names]),
         down_title="",
         edge=edge,
         hover="%{y}, step %{x}<br>%{z:.3g} rad from the end<extra></extra>",
@@ -83,6 +87,16 @@ def _by_layer(timeline: Timeline, edge: float) -> Drawing:
         label="When each layer turned: angle to the last kernel by step, "
         f"{counted(len(names), 'layer')}",
     )
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Rows of one name would be drawn as one, and names that differ in the middle look alike."""
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return distinct
 
 
 def _largest(rows: Sequence[_Row]) -> float | None:
@@ -110,7 +124,7 @@ def _drawing(
         "zmin": 0,
         # A run in which nothing turned is pale all over, whatever its largest angle.
         "zmax": max(edge, _largest(values) or 0.0),
-        "colorscale": _SCALE,
+        "colorscale": SCALE,
         "colorbar": {"title": {"text": "rad", "side": "right"}, "thickness": 12, "outlinewidth": 0},
         "hovertemplate": hover,
         "hoverongaps": False,
@@ -127,6 +141,7 @@ def _drawing(
         "xaxis": {**axis, "title": {"text": "optimizer steps", "standoff": 8}, "nticks": 12},
         "yaxis": {
             **axis,
+            **_labels(down),
             "title": {"text": down_title, "standoff": 8},
             "autorange": "reversed",
         },
@@ -139,3 +154,11 @@ def _drawing(
         plot=finite({"data": [trace], "layout": layout}),
         legend=(),
     )
+
+
+def _labels(names: Sequence[str]) -> dict[str, Any]:
+    """A name per row, or per few rows, short enough to leave room for the map."""
+    every = -(-len(names) // _LABELS)
+    shown = list(names[::every])
+    short = [html.escape(shorten(html.unescape(name), _LABEL), quote=False) for name in shown]
+    return {"tickvals": shown, "ticktext": short}

@@ -22,9 +22,12 @@ from ntkwatch.report.core import summarise
 from ntkwatch.report.drawing import Drawing
 from ntkwatch.report.figures import run_drawings
 from ntkwatch.report.gauge import gauges
+from ntkwatch.report.kept_kernels import KernelPair
+from ntkwatch.report.kernel_drawings import kernel_drawings
+from ntkwatch.report.loss_drawings import loss_drawings
 from ntkwatch.report.matching import Clock
 from ntkwatch.report.since_rows import ANCHOR_HEAD, LAYER_HEAD, anchor_rows, layer_rows
-from ntkwatch.report.words import clean, counted, duration, number
+from ntkwatch.report.words import clean, counted, number, shorten
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Strength, Verdict
 
@@ -41,13 +44,16 @@ _AT_EQUAL_LOSS = (
 )
 
 
-def render_html(history: History, verdict: Verdict, *, title: str) -> str:
+def render_html(
+    history: History, verdict: Verdict, *, title: str, kernels: KernelPair | None = None
+) -> str:
     """Return the report of a run as a page.
 
     Args:
         history: The run's observations.
         verdict: What ``judge`` said about them.
         title: Name of the run.
+        kernels: Its first and last kernel (``read_kernel_pair``), where they were kept.
 
     Returns:
         One HTML document of about 5 MB, most of it the plotting library, which it carries along.
@@ -55,7 +61,13 @@ def render_html(history: History, verdict: Verdict, *, title: str) -> str:
     last = history[-1] if len(history) else None
     return _page(
         "report.html.j2",
-        run_drawings(history, verdict),
+        []
+        if len(history) < 2
+        else [
+            *run_drawings(history, verdict),
+            *loss_drawings(history, verdict.bands),
+            *kernel_drawings(kernels, precision=str(history.run.spec.get("dtype"))),
+        ],
         title=title,
         verdict=verdict,
         last=last,
@@ -135,7 +147,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         finalize=_printable,
     )
-    environment.filters |= {"number": number, "duration": duration, "counted": counted}
+    environment.filters |= {"number": number, "shorten": shorten, "counted": counted}
     environment.globals |= {
         "strengths": [s for s in Strength if s is not Strength.UNDETERMINED],
         "value_of": value_of,

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ntkwatch.report.core import summarise
+from ntkwatch.report.cost_rows import plain_cost
 from ntkwatch.report.words import finite
 from ntkwatch.watch.history import History
 from ntkwatch.watch.plain import to_plain
@@ -45,10 +46,6 @@ def render_json(history: History, verdict: Verdict, *, title: str) -> str:
             for missing in summary.missing
         ],
         "problems": list(summary.problems),
-        "cost": {
-            "observations": summary.total,
-            "seconds": summary.seconds,
-            "slowest_seconds": summary.slowest,
-        },
+        "cost": plain_cost(history),
     }
     return json.dumps(finite(report), indent=2, allow_nan=False) + "\n"

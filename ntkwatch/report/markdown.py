@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ntkwatch.report.columns import value_of
 from ntkwatch.report.core import Summary, summarise
 from ntkwatch.report.since_rows import ANCHOR_HEAD, LAYER_HEAD, anchor_rows, layer_rows
-from ntkwatch.report.words import MISSING, Number, clean, counted, duration, number
+from ntkwatch.report.words import MISSING, Number, clean, counted, number
 from ntkwatch.watch.history import History
 from ntkwatch.watch.verdict import Verdict
 
@@ -49,6 +49,10 @@ def render_markdown(history: History, verdict: Verdict, *, title: str) -> str:
         *_timeline(verdict),
         *_layers(summary),
         *_left_out(summary),
+        "## Cost" if summary.cost else "",
+        table(("watching", "took"), [(escape(k), escape(v)) for k, v in summary.cost], "ll")
+        if summary.cost
+        else "",
         "## Settings",
         table(("setting", "value"), [(escape(k), escape(v)) for k, v in summary.settings], "ll"),
     ]
@@ -97,8 +101,7 @@ def _numbers(summary: Summary) -> list[str]:
     return [
         "## Numbers over time",
         table(head, rows, "r" * len(head)),
-        f"Listed: {len(summary.rows)} of {counted(summary.total, 'observation')}. All of them took "
-        f"{duration(summary.seconds)}, the slowest {duration(summary.slowest)}. "
+        f"Listed: {len(summary.rows)} of {counted(summary.total, 'observation')}. "
         f"{MISSING} means: not measured.",
     ]
 

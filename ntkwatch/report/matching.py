@@ -95,7 +95,8 @@ def match(runs: Sequence[Run], *, by: Clock = "ratio") -> Matching:
         return Matching(
             clock=by,
             why_not=f"The training loss of {', '.join(unknown)} is unknown, or of a kind that may "
-            "fall below zero, so the runs cannot be matched by the loss that they reached.",
+            "fall below zero, so the runs cannot be matched by the loss that they reached. "
+            "Checkpoints hold none: report on them with --loss.",
         )
     top, bottom = min(fall[0][0] for fall in falls), max(fall[-1][0] for fall in falls)
     if not bottom < top:

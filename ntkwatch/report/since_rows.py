@@ -9,7 +9,9 @@ from ntkwatch.watch.timeline import Timeline
 __all__ = ["ANCHOR_HEAD", "LAYER_HEAD", "anchor_rows", "layer_rows"]
 
 ANCHOR_HEAD = ("from step", "linearization error", "median layer angle (rad)")
-LAYER_HEAD = ("layer", "kept its shape since step")
+LAYER_HEAD = ("layer", "kept its shape since")
+
+_TO_THE_END = "not known: it turned up to the end"
 
 
 def anchor_rows(timeline: Timeline) -> list[tuple[str, str, str]]:
@@ -34,6 +36,12 @@ def layer_rows(timeline: Timeline) -> list[tuple[str, str]]:
     Returns:
         Cells as in ``LAYER_HEAD``; names are as the model gave them.
     """
-    return [
-        (name, MISSING if step is None else str(step)) for name, step in timeline.layers.items()
-    ]
+    last = timeline.steps[-1] if timeline.steps else None
+    return [(name, _since(step, last)) for name, step in timeline.layers.items()]
+
+
+def _since(step: int | None, last: int | None) -> str:
+    """The last kernel has its own shape whatever came before: that is no finding."""
+    if step is None:
+        return MISSING
+    return _TO_THE_END if step == last else f"step {step}"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from ntkwatch.report.columns import Column, value_of
 from ntkwatch.report.core import Summary, summarise
 from ntkwatch.report.page import ANSI, Page
-from ntkwatch.report.since_rows import ANCHOR_HEAD, anchor_rows, layer_rows
-from ntkwatch.report.words import MISSING, clean, counted, duration, number, shorten
+from ntkwatch.report.since_rows import ANCHOR_HEAD, LAYER_HEAD, anchor_rows, layer_rows
+from ntkwatch.report.words import MISSING, clean, counted, number, shorten
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Observation
 from ntkwatch.watch.verdict import Verdict
@@ -59,6 +59,9 @@ def render_text(
     _timeline(page, verdict)
     _layers(page, summary)
     _left_out(page, summary)
+    if summary.cost:
+        page.section("Cost")
+        page.items(f"{name}: {value}" for name, value in summary.cost)
     return page.text()
 
 
@@ -85,11 +88,6 @@ def _numbers(page: Page, history: History, summary: Summary) -> None:
             page.line()
         for line in block:
             page.line(f"  {line}")
-    page.section("Cost")
-    page.prose(
-        f"{duration(summary.seconds)} for {counted(summary.total, 'observation')}, the slowest "
-        f"{duration(summary.slowest)}."
-    )
 
 
 def _cell(column: Column, row: Observation) -> str:
@@ -154,8 +152,8 @@ def _timeline(page: Page, verdict: Verdict) -> None:
     for cells in zip(*columns, strict=True):
         page.line("  " + "  ".join(cells))
     listed = layer_rows(timeline)
-    for name, step in listed[:_SHOWN]:
-        page.prose(f"{name}: kept its shape since step {step}", "  - ", "    ")
+    for name, since in listed[:_SHOWN]:
+        page.prose(f"{name}: {LAYER_HEAD[1]} {since}", "  - ", "    ")
     _and_more(page, len(listed), "layers")
 
 

@@ -14,7 +14,8 @@ _NEXT = {
     Strength.TRANSITIONAL: "Look at the layers. To move further into feature learning, lower the "
     "output scale, train longer, or {rate}.",
     Strength.FEATURE_LEARNING: "Nothing to mend. Whether the features were needed takes a "
-    "comparison with kernel regression at the start: give held_out= samples.",
+    "comparison with kernel regression at the start: give held_out= samples (--held-out to a "
+    "report on checkpoints).",
 }
 _QUALIFIED = {
     "kernel rescaled": "The kernel grew without turning, as logits do under cross-entropy: a "
@@ -23,7 +24,8 @@ _QUALIFIED = {
     "mixed by layer": "The layers that stayed could be frozen, or learn with a larger learning "
     "rate of their own; those that turned hold the features.",
     "low-rank or scale change": "A few directions grew and the rest stayed: subspace_overlap and "
-    "the leading eigenvalues tell which. Features needed or not takes held_out= samples.",
+    "the leading eigenvalues tell which. Features needed or not takes held_out= samples "
+    "(--held-out to a report on checkpoints).",
     "after an early reorganisation": "From step {anchor} on read the run by itself: a linearized "
     "fine-tune of those weights (LinearizedModel) is the test of a kernel machine.",
 }
@@ -40,7 +42,8 @@ _AFTER_GUARD = {
     "one observation": "Observe again after some training.",
     "last observation failed": "See the gap's reason; the observations before it are kept.",
     "reference is not the start": "Resume from a checkpoint that holds the monitor's state (where "
-    "checkpoints are measured: keep one of step 0), or read the numbers as drift since that point.",
+    "checkpoints are measured: keep one of step 0, or add --first-is-start if the earliest is the "
+    "start), or read the numbers as drift since that point.",
     "probe too small": "Use probe_size=64 or more.",
     "too early": "Train on, and judge again when the loss has fallen.",
     "outputs did not move": "Check that the watched parameters receive gradients.",

@@ -33,17 +33,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_anchor(path: Path, anchor: Anchor) -> None:
+def write_anchor(path: Path, anchor: Anchor, *, about: Mapping[str, str] | None = None) -> None:
     """Write an anchor.
 
     Args:
         path: Where it is to be.
         anchor: What to write.
+        about: Words to go with it.
     """
     tensors = {f"param:{name}": tensor for name, tensor in anchor.params.items()}
     tensors |= {f"buffer:{name}": tensor for name, tensor in anchor.buffers.items()}
     tensors |= {f"layer:{name}": tensor for name, tensor in anchor.layers.items()}
-    sketch, about = anchor.sketch, {"step": str(anchor.step)}
+    sketch, about = anchor.sketch, {**(about or {}), "step": str(anchor.step)}
     if sketch is not None:
         found, about["sketch"] = _sketch_parts(sketch)
         tensors |= {f"sketch:{name}": tensor for name, tensor in found.items()}

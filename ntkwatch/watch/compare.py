@@ -12,7 +12,7 @@ from torch import Tensor
 from ntkwatch.jacobian.parameters import layer_of
 from ntkwatch.jacobian.shards import local_part, over_shards
 from ntkwatch.kernel.bootstrap import bootstrap_weights
-from ntkwatch.kernel.gram import widest_float
+from ntkwatch.kernel.sizes import squared_norm
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.buffers import buffer_share, outputs_of_parameters, parameters_part
 from ntkwatch.watch.decay import NO_DECAY, Shrunk
@@ -118,11 +118,9 @@ def _displacement(now: Measurement, anchor: Anchor) -> dict[str, Any]:
     size2: dict[str, Tensor] = {}
     for name in now.problem.names:
         layer = layer_of(name)
-        wide = widest_float(params[name].device)
         then, present = local_part(anchor.params[name]), local_part(params[name])
-        difference = (present - then).abs().to(wide).square().sum()
-        size = then.abs().to(wide).square().sum()
-        both = over_shards(torch.stack([difference, size]), params[name])
+        both = torch.stack([squared_norm(present, minus=then), squared_norm(then)])
+        both = over_shards(both, params[name])
         moved2[layer] = moved2.get(layer, 0) + both[0]
         size2[layer] = size2.get(layer, 0) + both[1]
     moved = torch.stack(list(moved2.values())).sqrt().tolist()

@@ -92,7 +92,14 @@ class DecayClock:
                 group.members = []
             if len(group.members) != len(settings["params"]):
                 group.members = [weakref.ref(p) for p in settings["params"]]
+            left, momentum = group.left, group.momentum
             self._step(group, optimizer, settings)
+            # A fused step is told by a gradient scaler, on the device, whether to do nothing.
+            overflow = getattr(optimizer, "found_inf", None)
+            if isinstance(overflow, Tensor):
+                taken = (overflow == 0).to(widest_float(overflow.device))
+                group.left = left + taken * (group.left - left)
+                group.momentum = momentum + taken * (group.momentum - momentum)
 
     def _step(self, group: _Group, optimizer: Optimizer, settings: Mapping[str, Any]) -> None:
         decay, rate = settings.get("weight_decay"), _on_its_device(settings.get("lr"))

@@ -26,7 +26,7 @@ from ntkwatch.jacobian.norm_matching import feeding_weights, norm_matched, with_
 from ntkwatch.jacobian.sharded import ShardedFunction
 from ntkwatch.jacobian.sharded_linearize import sharded_product
 from ntkwatch.kernel.bootstrap import residual_ratio_samples
-from ntkwatch.kernel.gram import widest_float
+from ntkwatch.kernel.sizes import squared_norm
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.decay import Shrunk
 from ntkwatch.watch.kernel_drift import finite_intervals
@@ -187,8 +187,7 @@ def _departure_or_why(
 
 def _norm(now: Measurement, anchor: Anchor) -> float:
     """Of the watched parameters."""
-    watched = [anchor.params[name].abs() for name in now.problem.names]
-    sizes = [part.to(widest_float(part.device)).square().sum() for part in watched]
+    sizes = [squared_norm(anchor.params[name]) for name in now.problem.names]
     return float(torch.stack(sizes).sum().sqrt())
 
 

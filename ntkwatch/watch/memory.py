@@ -23,6 +23,8 @@ from ntkwatch.watch.route import Route, Station
 
 __all__ = ["Memory"]
 
+_SHARDED = "further anchors take whole weights; these are sharded"
+
 
 class Memory:
     """What is kept of earlier looks.
@@ -119,7 +121,7 @@ class Memory:
         elif self._keeps_anchors and (self.warmup is not None or math.isinf(warmup_steps)):
             ended = None if self.warmup is None else self.warmup.step
             if any(map(is_shard, self.start.params.values())):
-                self.later.lost = {"all": "further anchors take whole weights; these are sharded"}
+                self.later.lost = {"all": _SHARDED}
             elif step > start and self.later.is_due(step, start=start, warmup=ended):
                 here = replace(seen.now.as_anchor(step), clock=clock)
                 self.later.take(here, start=start, warmup=ended)
@@ -181,6 +183,9 @@ class Memory:
         for anchor in later:
             self.later.shelf.put(anchor)
         self.later.go_on({observation.step for observation in history} - {start.step})
+        past_warmup = whole is not None and warmup is not None and whole.step > warmup.step
+        if past_warmup and any(map(is_shard, start.params.values())):
+            self.later.lost = {"all": _SHARDED}
         self._restore_kernels(history.angles, kernel_at)
 
     def _restore_kernels(

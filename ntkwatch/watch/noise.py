@@ -95,8 +95,12 @@ def _last_places_moved(params: Params) -> Params:
     moved = {}
     for name, tensor in params.items():
         if tensor.is_floating_point():
-            noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
-            factor = 1 + torch.finfo(tensor.dtype).eps * noise
-            own = local_part(tensor)
+            own, factor = local_part(tensor), _factor(tensor, generator)
             moved[name] = with_local(tensor, own * part_of(factor, tensor).to(own))
     return moved
+
+
+def _factor(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """``1 + eps u`` in double precision on the CPU: in float32 it would be rounded."""
+    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    return noise.mul_(2).sub_(1).mul_(torch.finfo(tensor.dtype).eps).add_(1)

@@ -42,6 +42,7 @@ class Remembering:
         self._settings: Settings | None = None
         self._seen: Seen | None = None
         self._resumed: dict[str, Any] | None = None
+        self._reference_words: dict[str, Any] = {}
         self._modes_known = False
 
     @property
@@ -94,6 +95,16 @@ class Remembering:
         """The reference on that probe, or None before it."""
         return self.reference if self._seen is None else self._seen.start
 
+    def refer_to(self, words: str, *, is_start: bool) -> None:
+        """Say where the reference will come from; the loss there is not known then.
+
+        Args:
+            words: For the record.
+            is_start: Whether that is the start of this training.
+        """
+        self._reference_words = {"reference": words, "reference_is_start": is_start}
+        self.loss_start = None
+
     def keep_anchors_on(self, shelf: Shelf) -> None:
         """Keep anchors after the warm-up there (on disk, say) instead of in memory."""
         self._memory.later.shelf = shelf
@@ -101,7 +112,8 @@ class Remembering:
     def note_step(self, optimizer: torch.optim.Optimizer, number: int = 0) -> None:
         """Count what weight decay does in one optimizer step; say every step from the first on.
 
-        Call it right after ``optimizer.step()`` and before a scheduler changes the learning rate.
+        Call it right after ``optimizer.step()`` and before a scheduler changes the learning rate;
+        not where a gradient scaler left the step out.
         Without, a run with weight decay is compared with where it started only, which decay alone
         leaves.
 

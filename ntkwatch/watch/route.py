@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ntkwatch.errors import InputError, KernelMismatchError
 from ntkwatch.jacobian.functional import Params
-from ntkwatch.kernel.gram import widest_float
+from ntkwatch.jacobian.shards import is_shard
 from ntkwatch.kernel.path import angular_velocity
+from ntkwatch.kernel.sizes import squared_norm
 from ntkwatch.watch.look import Seen
 from ntkwatch.watch.records import Observation
 
@@ -61,8 +62,12 @@ class Route:
 
     @property
     def weights(self) -> dict[int, Params]:
-        """Copies of the watched parameters at the last stations, by step, where they are kept."""
-        return {s.step: s.weights for s in self._stations if s.weights is not None}
+        """Copies of the watched parameters at the last stations, by step, where they are kept.
+
+        Not where a process has but shards of them, which no checkpoint of a single file can hold.
+        """
+        kept = {s.step: s.weights for s in self._stations if s.weights is not None}
+        return {step: w for step, w in kept.items() if not any(map(is_shard, w.values()))}
 
     def start_over(self) -> None:
         """Forget everything."""
@@ -120,10 +125,7 @@ def weight_path_numbers(
     if before.weights is None or before.weight_path is None:
         left_out["displacement_path"] = "the weights of an observation before are not kept"
         return {}
-    squares = [
-        (weights[name] - then).abs().to(widest_float(then.device)).square().sum()
-        for name, then in before.weights.items()
-    ]
+    squares = [squared_norm(weights[name], minus=then) for name, then in before.weights.items()]
     path = before.weight_path + float(torch.stack(squares).sum().sqrt())
     if not displacement:
         left_out["displacement_path_ratio"] = "the weights are where they were at the start"

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -32,10 +32,23 @@ from ntkwatch.watch.history import HISTORY_FILE, History, append_record
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Gap, Observation, RunInfo
 
-__all__ = ["RunFiles", "read_probe", "write_atomically"]
+__all__ = ["RunFiles", "Shards", "read_probe", "write_atomically"]
 
 _PROBE = "probe.safetensors"
 _ANCHORS = {"start": "reference.safetensors", "warmup": "reference-warmup.safetensors"}
+
+
+class Shards(Protocol):
+    """How processes that hold shards of a model keep their parts of its anchors."""
+
+    def are_in(self, folder: Path, kind: str) -> bool:
+        """Return whether this process has a part of an anchor there."""
+
+    def write(self, folder: Path, anchor: Anchor, kind: str) -> None:
+        """Let every process write its part of an anchor."""
+
+    def read(self, folder: Path, kind: str) -> Anchor:
+        """Return this process's part of an anchor that all processes can read."""
 
 
 class RunFiles:
@@ -43,10 +56,11 @@ class RunFiles:
 
     Args:
         folder: Made when the first file is written.
+        shards: Where processes hold shards of the model, how they keep anchors; else None.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, shards: Shards | None = None) -> None:
+        self.folder, self.shards = folder, shards
 
     @property
     def history(self) -> Path:
@@ -61,8 +75,13 @@ class RunFiles:
     @property
     def can_go_on(self) -> bool:
         """Whether there is all that an interrupted run needs to go on from here."""
-        needed = (HISTORY_FILE, _PROBE, _ANCHORS["start"])
-        return all((self.folder / name).is_file() for name in needed)
+        needed = (HISTORY_FILE, _PROBE)
+        return self._has("start") and all((self.folder / name).is_file() for name in needed)
+
+    def _has(self, kind: str) -> bool:
+        if self.shards is not None:
+            return self.shards.are_in(self.folder, kind)
+        return (self.folder / _ANCHORS[kind]).is_file()
 
     def append(self, record: RunInfo | Observation | Gap | Cost) -> None:
         """Append one line to the history."""
@@ -96,13 +115,21 @@ class RunFiles:
         return read_probe(self.folder / _PROBE)
 
     def write_anchor(self, anchor: Anchor, kind: str = "start") -> None:
-        """Write an anchor: "start" or "warmup"; not one of which this process holds shards only."""
-        if any(is_shard(tensor) for tensor in anchor.params.values()):
-            return
-        write_anchor(self.folder / _ANCHORS[kind], anchor)
+        """Write an anchor, "start" or "warmup"; of shards, with the processes that hold the others.
+
+        Args:
+            anchor: What to write; shards that nobody keeps are left out.
+            kind: Which it is.
+        """
+        if self.shards is not None:
+            self.shards.write(self.folder, anchor, kind)
+        elif not any(is_shard(tensor) for tensor in anchor.params.values()):
+            write_anchor(self.folder / _ANCHORS[kind], anchor)
 
     def read_anchor(self, kind: str = "start", *, device: torch.device) -> Anchor | None:
         """Return an anchor that was written, on a device, or None if there is none."""
+        if self.shards is not None:
+            return self.shards.read(self.folder, kind) if self._has(kind) else None
         return read_anchor(self.folder / _ANCHORS[kind], device=device)
 
     @property

@@ -18,6 +18,8 @@ from ntkwatch.watch.wording import number
 __all__ = ["Finding", "Timeline", "timeline_of"]
 
 _NAMED = 3  # layers that a sentence names
+_NAME = 48  # characters of a name in a sentence
+_SOON = 0.1  # share of a run: where less is left, its end came too soon for any number of steps
 
 Finding = Literal["kernel machine from the start", "formed", "still forming", "unknown"]
 _Row = tuple[float | None, ...]
@@ -117,11 +119,11 @@ def _found(history: History, anchors: Sequence[_From], bands: Bands, guard: str 
         said = f"a kernel machine from the start ({_said(first, last)})"
         return _Found("kernel machine from the start", said)
     layers = _formed_layers(history, bands)
-    where = _named(list(layers))
     newest_loud = [anchor for anchor in anchors if not _is_quiet(anchor, bands)][-1]
     if len(anchors) == 1:
         return _nothing(_why_no_later(history))
     if newest_loud is anchors[-1]:
+        where = _named(_turned_after(newest_loud.step, layers))
         said = f"features were still forming at the end{where} ({_said(newest_loud, last)})"
         return _Found("still forming", said, forming_at=newest_loud.step, layers=layers)
     settled = anchors[anchors.index(newest_loud) + 1]
@@ -132,13 +134,21 @@ def _found(history: History, anchors: Sequence[_From], bands: Bands, guard: str 
     if behind >= needed:
         said = (
             f"features formed until step {until} at the latest (still at step {forming_at})"
-            f"{where}; a kernel machine since ({_said(settled, last)})"
+            f"{_named(list(layers))}; a kernel machine since ({_said(settled, last)})"
         )
         return _Found("formed", said, until, forming_at, layers)
-    said = (
-        f"features still formed after step {forming_at}{where}; whether they did at the end "
-        f"cannot be told: {behind} steps after step {until} are too few (it takes {needed})"
-    )
+    where = _named(_turned_after(forming_at, layers))
+    said = f"features still formed after step {forming_at}{where}; "
+    if behind < _SOON * (last.step - start):
+        said += (
+            f"the run ended at step {last.step}, too soon after step {until} to tell whether they "
+            "had stopped"
+        )
+    else:
+        said += (
+            f"whether they had stopped by the end cannot be told: it takes {needed} quiet steps "
+            f"after step {until}, and the run had {behind}"
+        )
     return _Found("unknown", said, None, forming_at, layers)
 
 
@@ -234,8 +244,19 @@ def _formed_layers(history: History, bands: Bands) -> dict[str, int | None]:
     }
 
 
+def _turned_after(step: int, layers: Mapping[str, int | None]) -> list[str]:
+    return [name for name, since in layers.items() if since is None or since > step]
+
+
 def _named(layers: Sequence[str]) -> str:
     if not layers:
         return ""
     more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
-    return f" in {', '.join(layers[:_NAMED])}{more}"
+    return f" in {', '.join(_shortened(name) for name in layers[:_NAMED])}{more}"
+
+
+def _shortened(name: str) -> str:
+    """A sentence of three long names is none; they differ at their ends."""
+    if len(name) <= _NAME:
+        return name
+    return f"{name[: _NAME // 2]}…{name[-(_NAME // 2) :]}"

@@ -140,10 +140,7 @@ class KernelTracker(Remembering):
             top_k=top_k,
             helpers=helpers,
         )
-        self._reference_words: dict[str, Any] = {
-            "reference": reference,
-            "reference_is_start": reference_is_start,
-        }
+        self.refer_to(reference, is_start=reference_is_start)
         self._notes: tuple[str, ...] = ()
 
     def observe(

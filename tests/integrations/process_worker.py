@@ -126,7 +126,25 @@ class Keeps(pl.Callback):
         self.note(trainer, pl_module)
 
 
-def fitted(folder, monitor, *, net=None, reshard=None, stream=False, keep=False, **settings):
+class SeedsEachStep(pl.Callback):
+    """So that a resumed training draws what one that never stopped draws."""
+
+    def on_train_batch_start(self, trainer, *_):
+        torch.manual_seed(100 * trainer.global_step + distributed.get_rank())
+
+
+def fitted(
+    folder,
+    monitor,
+    *,
+    net=None,
+    reshard=None,
+    stream=False,
+    keep=False,
+    further=(),
+    checkpoint=None,
+    **settings,
+):
     """Train, and return what is left, the monitor's last kernel, and what was said."""
     torch.manual_seed(0)
     model = Lit(Net() if net is None else net, reshard)
@@ -144,9 +162,13 @@ def fitted(folder, monitor, *, net=None, reshard=None, stream=False, keep=False,
         accelerator="cpu",
         devices=2,
         strategy=strategy,
-        callbacks=[*([monitor] if monitor is not None else []), *([keeper] if keep else [])],
+        callbacks=[
+            *([monitor] if monitor is not None else []),
+            *([keeper] if keep else []),
+            *further,
+        ],
         default_root_dir=folder,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in further),
         enable_model_summary=False,
         enable_progress_bar=False,
         **{**chosen, **settings},
@@ -157,7 +179,7 @@ def fitted(folder, monitor, *, net=None, reshard=None, stream=False, keep=False,
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            trainer.fit(model, batches)
+            trainer.fit(model, batches, ckpt_path=checkpoint)
         except Exception as error:
             raised = f"{type(error).__name__}: {error}"
     left = remains(model, trainer)
@@ -291,7 +313,27 @@ def _mischief(folder):
                 continue
     found["disk"] = _full_disk(folder / "disk", "warn")
     found["later"] = _fails_later(folder / "later")
+    with _no_reference_at_first(only=0):
+        found["reference"] = fitted(folder / "reference", _monitor(on_error="warn"))
     return found
+
+
+@contextlib.contextmanager
+def _no_reference_at_first(only=None):
+    """The first look of all is lost at its end, in one process or in every one."""
+    before, tried = KernelTracker._remember, []
+
+    def failing(self, seen, step, **rest):
+        tried.append(step)
+        if len(tried) == 1 and only in (None, distributed.get_rank()):
+            raise RuntimeError("lost")
+        return before(self, seen, step, **rest)
+
+    KernelTracker._remember = failing
+    try:
+        yield
+    finally:
+        KernelTracker._remember = before
 
 
 @contextlib.contextmanager
@@ -351,6 +393,42 @@ def _fsdp(folder):
     )
     found["brief"] = _mostly_brief(folder / "brief")
     found["later"] = _fails_later_sharded(folder / "later")
+    torch.manual_seed(0)
+    with _no_reference_at_first():
+        found["reference"] = fitted(
+            folder / "reference", _monitor(on_error="warn"), net=Shaped(), reshard=True, keep=True
+        )
+    return found
+
+
+def _resumed(folder):
+    """A sharded training that never stops, and one that stops past its warm-up and goes on."""
+
+    def fit(place, steps, checkpoint=None, **settings):
+        torch.manual_seed(0)
+        keep = pl.callbacks.ModelCheckpoint(
+            place / "checkpoints", every_n_train_steps=STOPS_AT, save_top_k=-1
+        )
+        how = {"max_epochs": None, "max_steps": steps, "further": [SeedsEachStep(), keep]}
+        monitor = _monitor(every_n_train_steps=4, **settings)
+        how |= {"net": Shaped(), "reshard": True, "checkpoint": checkpoint, "keep": True}
+        return fitted(place, monitor, **how)
+
+    found = {"whole": fit(folder / "whole", 36), "stopped": fit(folder / "stopped", STOPS_AT)}
+    (checkpoint,) = (folder / "stopped" / "checkpoints").glob(f"*step={STOPS_AT}.ckpt")
+    found["elsewhere"] = fit(folder / "elsewhere", 36, checkpoint)
+    found["in place"] = fit(folder / "stopped", 36, checkpoint)
+    shards = folder / "stopped" / "ntk" / "shards"
+    distributed.barrier()
+    if distributed.get_rank() == 1:
+        (shards / "start-00001-of-00002.safetensors").rename(folder / "kept")
+    distributed.barrier()
+    found["a part is gone"] = fit(folder / "lost", 28, checkpoint)
+    if distributed.get_rank() == 1:
+        other = folder / "elsewhere" / "ntk" / "shards" / "start-00001-of-00002.safetensors"
+        other.rename(shards / other.name)
+    distributed.barrier()
+    found["parts of two runs"] = fit(folder / "mixed", 28, checkpoint)
     return found
 
 
@@ -384,11 +462,14 @@ def _fails_later_sharded(folder):
         KernelTracker._remember = before
 
 
+STOPS_AT = 24
+
 CASES = {
     "shares": lambda folder: _shares(),
     "ddp": _ddp,
     "mischief": _mischief,
     "fsdp": _fsdp,
+    "resumed": _resumed,
 }
 
 

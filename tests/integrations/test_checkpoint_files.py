@@ -24,10 +24,10 @@ from ntkwatch.__main__ import main
 from ntkwatch.errors import CheckpointError
 from ntkwatch.integrations import checkpoint_series
 from ntkwatch.integrations.checkpoint_files import (
-    find_checkpoints,
     number_in_name,
     read_checkpoint,
 )
+from ntkwatch.integrations.checkpoint_places import find_checkpoints
 from ntkwatch.integrations.checkpoint_series import in_order
 from ntkwatch.integrations.checkpoint_weights import load_weights
 
@@ -223,15 +223,11 @@ def test_a_lightning_folder_is_entered_and_a_file_named_twice_is_read_once(good,
     assert found == [inner / "good.ckpt"]
 
 
-def test_folders_without_checkpoints_and_sharded_ones_are_refused(tmp_path):
+def test_folders_without_checkpoints_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no file that ends in"):
         find_checkpoints([tmp_path])
     with pytest.raises(CheckpointError, match="does not exist"):
         find_checkpoints([tmp_path / "no"])
-    (tmp_path / "x.ckpt").mkdir()
-    (tmp_path / "x.ckpt" / ".metadata").write_text("")
-    with pytest.raises(CheckpointError, match=r"cut into shards.*dcp_to_torch"):
-        find_checkpoints([tmp_path])
 
 
 def test_of_two_files_of_one_step_the_one_named_for_it_is_used(tmp_path):

@@ -19,7 +19,8 @@ from ntkwatch import KernelTracker, NTKMonitor, ProbeBatch, judge, read_history
 from ntkwatch.__main__ import main
 from ntkwatch.errors import CheckpointError
 from ntkwatch.integrations import checkpoints as under_test
-from ntkwatch.integrations.checkpoint_files import find_checkpoints, read_checkpoint
+from ntkwatch.integrations.checkpoint_files import read_checkpoint
+from ntkwatch.integrations.checkpoint_places import find_checkpoints
 from ntkwatch.integrations.checkpoint_series import in_order
 from ntkwatch.integrations.checkpoint_weights import load_weights
 from ntkwatch.integrations.checkpoints import CheckpointReading, watch_checkpoints

@@ -3,8 +3,10 @@
 The same goes for the run's own folder, read back as any reader would.
 """
 
+import csv
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,6 +121,51 @@ def test_whoever_waits_for_the_strength_is_told_at_once(tmp_path):
     texts = events.Tensors("ntk/verdict/text_summary")
     assert texts[-1].tensor_proto.string_val[0].startswith(b"## undetermined (diverged)")
     assert texts[-1].step == 10
+
+
+def test_every_curve_ends_in_no_number_where_training_diverged(tmp_path):
+    """All but the share of time; the last numbers before would stand there for ever."""
+    board, table = pl.loggers.TensorBoardLogger(tmp_path), pl.loggers.CSVLogger(tmp_path)
+    seen = {}
+
+    class Looks(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            ours = {t: float(v) for t, v in trainer.callback_metrics.items() if "ntk" in t}
+            seen[trainer.global_step] = ours
+
+    ruins = Ruins(math.nan, at=11, until=13)  # but momentum, which is ruined, too, does so again
+    with _is_said("diverged"):
+        _ended(tmp_path, [ruins, _watch(), Looks()], logger=[board, table], max_epochs=3)
+    tags = sorted(tag for tag, value in seen[11].items() if math.isnan(value))
+    assert tags == sorted(set(seen[10]) - {"ntk/overhead_share"})
+    assert "ntk/strength" in tags
+    assert seen[12].keys() == seen[11].keys(), "until there is a number again"
+    assert not any(math.isnan(value) for value in seen[13].values())
+    events = EventAccumulator(board.log_dir)
+    events.Reload()
+    with (Path(table.log_dir) / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for tag in tags:
+        points = [(e.step, math.isnan(e.value)) for e in events.Scalars(tag)]
+        assert [step for step, is_gone in points if is_gone] == [10, 13]
+        assert points[-2] == (12, False)
+        assert [row["step"] for row in rows if row[tag] == "nan"] == ["10", "13"]
+
+
+def test_what_monitors_our_tags_is_told_of_a_divergence(tmp_path):
+    tag = "ntk/relative_displacement"
+    stop = pl.callbacks.EarlyStopping(tag, mode="max", patience=9)
+    best = pl.callbacks.ModelCheckpoint(tmp_path / "best", monitor=tag, mode="max")
+    spoil = Ruins(math.nan, at=9)
+    with _is_said("diverged"):
+        seed_all()
+        run = trainer(
+            pl, tmp_path, [spoil, _watch(), stop, best], max_epochs=4, enable_checkpointing=True
+        )
+        run.fit(module(pl, nn.Linear(5, 3)), loader())
+    assert run.global_step == 12, "at the end of the epoch in which it diverged"
+    assert "not finite" in stop.stopping_reason_message
+    assert Path(best.best_model_path).name == "epoch=0-step=6.ckpt"
 
 
 def test_a_training_that_recovers_is_judged_again_and_a_second_fall_is_told_again(tmp_path):

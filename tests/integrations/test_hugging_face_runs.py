@@ -15,9 +15,10 @@ from integrations.hugging_face import Items, bert, ended, gpt2, texts, trainer
 from integrations.trainings import differing, seed_all
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from ntkwatch import NTKTrainerCallback, read_history
+from ntkwatch import KernelTracker, NTKTrainerCallback, read_history
 from ntkwatch.errors import InputError, MissingExtraError
 from ntkwatch.integrations import huggingface
 from ntkwatch.integrations.huggingface_facts import (
@@ -30,6 +31,16 @@ from ntkwatch.integrations.huggingface_probe import PassingBatches
 from ntkwatch.watch.store import read_probe
 
 from oracles import dense_ntk
+
+
+class Texts(IterableDataset):
+    """A stream, from which no probe can be drawn."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
 
 
 def _watch(**settings):
@@ -223,6 +234,25 @@ def test_a_training_that_is_stopped_is_observed_at_its_last_step(tmp_path):
 
 
 # What cannot be watched. --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "gathered"])
+def test_a_reference_that_fails_once_is_taken_at_the_next_step(tmp_path, drawn, monkeypatch):
+    tries, before = [], KernelTracker.observe
+
+    def failing(self, model, step, **rest):
+        tries.append(step)
+        if len(tries) == 1:
+            raise RuntimeError("not today")
+        return before(self, model, step, **rest)
+
+    monkeypatch.setattr(KernelTracker, "observe", failing)
+    watch = _watch(on_error="warn")
+    settings = {} if drawn else {"data": Texts(texts()), "max_steps": 12}
+    with pytest.warns(UserWarning, match=r"could not observe step 0: .*The reference is step 1:"):
+        trainer(bert(), tmp_path, [watch], **settings).train()
+    assert [o.step for o in watch.history] == [1, 5, 10, 12]
+    assert [gap.step for gap in read_history(tmp_path).gaps] == [0]
 
 
 def test_without_evaluation_data_to_draw_from_training_finishes_and_it_is_said(tmp_path):

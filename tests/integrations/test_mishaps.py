@@ -10,9 +10,10 @@ import pytest
 import torch
 from integrations.trainings import differing, lightning, loader, module, remains, seed_all, trainer
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from ntkwatch import NTKMonitor, read_history
-from ntkwatch.errors import InputError, NtkwatchError
+from ntkwatch import KernelTracker, NTKMonitor, read_history
+from ntkwatch.errors import InputError, NtkwatchError, OutputError
 
 pl = lightning()
 
@@ -24,10 +25,11 @@ class Moody(nn.Module):
         super().__init__()
         self.head = nn.Linear(5, 3)
         self.broken = False
+        self.error = RuntimeError("not today")
 
     def forward(self, x):
         if self.broken and not self.training:
-            raise RuntimeError("not today")
+            raise self.error
         return self.head(x)
 
 
@@ -41,10 +43,22 @@ class Breaks(pl.Callback):
         pl_module.net.broken = self.first <= trainer.global_step + 1 <= self.last
 
 
-def _ended(root, callbacks, **settings):
+class Keeps(pl.Callback):
+    """The weights after every step."""
+
+    def __init__(self) -> None:
+        self.weights = {}
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        parts = [p.detach().flatten() for p in pl_module.net.parameters()]
+        self.weights[trainer.global_step] = torch.cat(parts).clone()
+
+
+def _ended(root, callbacks, *, error=None, **settings):
     seed_all()
     torch.manual_seed(0)
     model = module(pl, Moody())
+    model.net.error = error or model.net.error
     ended = trainer(pl, root, callbacks, **{"max_epochs": 2, **settings})
     ended.fit(model, loader())
     return remains(model, ended)
@@ -105,6 +119,88 @@ def test_a_failing_last_observation_still_leaves_verdict_and_report(tmp_path):
         _ended(tmp_path, [Breaks(11, 99), watch])
     assert watch.verdict.label == "undetermined (last observation failed)"
     assert (tmp_path / "ntk" / "verdict.json").is_file()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not today"), MemoryError("not today")])
+def test_a_reference_that_fails_once_is_taken_at_the_next_step(tmp_path, error):
+    watch, kept = _monitor(), Keeps()
+    callbacks = [Breaks(0, 1), watch]
+    watched, said = _and_said(lambda: _ended(tmp_path / "watched", callbacks, error=error))
+    (words,) = [words for words in said if "could not observe" in words]
+    assert words.startswith("ntkwatch could not observe step 0: ")
+    assert "not today" in words
+    assert words.endswith(
+        "The reference is step 1: drift is counted from there, without a verdict."
+    )
+    for history in (watch.history, read_history(tmp_path / "watched")):
+        assert [o.step for o in history] == list(range(1, 13))
+        assert [gap.step for gap in history.gaps] == [0]
+        assert history.run.reference == "step 1, since step 0 could not be observed"
+        assert not history.run.reference_is_start
+    alone = _ended(tmp_path / "alone", [kept])
+    assert watch.history[0].loss == pytest.approx(alone["curve"][1])
+    moved = float((kept.weights[4] - kept.weights[1]).norm())
+    assert watch.history[3].displacement == pytest.approx(moved, rel=1e-5)
+    assert watch.verdict.label == "undetermined (reference is not the start)"
+    assert differing(watched, alone) == []
+
+
+def test_a_reference_that_fails_three_times_is_given_up_with_one_warning(tmp_path):
+    watch = _monitor()
+    watched, said = _and_said(lambda: _ended(tmp_path / "watched", [Breaks(0, 99), watch]))
+    (words,) = said
+    assert words.startswith("ntkwatch could not observe step 9: ")
+    assert words.endswith("This run is not watched any further.")
+    assert watch._run.stood_down
+    assert len(watch.history) == 0
+    assert not (tmp_path / "watched" / "ntk").exists()
+    assert differing(watched, _ended(tmp_path / "alone", [])) == []
+
+
+def test_a_reference_is_tried_a_third_time_a_little_later(tmp_path):
+    watch = _monitor()
+    with pytest.warns(UserWarning, match=r"could not observe step 0.*The reference is step 9"):
+        _ended(tmp_path, [Breaks(0, 9), watch])
+    assert [gap.step for gap in watch.history.gaps] == [0, 1]
+    assert [o.step for o in watch.history] == [9, 10, 11, 12]
+
+
+def test_a_training_that_ends_before_the_reference_says_so(tmp_path):
+    watch = _monitor()
+    _, said = _and_said(lambda: _ended(tmp_path, [Breaks(0, 99), watch], max_epochs=1))
+    (words,) = said
+    assert words.endswith("Training ended before the reference could be tried again.")
+
+
+def test_what_is_refused_is_refused_at_once(tmp_path, monkeypatch):
+    """No later step would be better: samples of integers have no derivative, say."""
+    tried = []
+
+    def refuses(self, model, step, **rest):
+        tried.append(step)
+        raise OutputError("no derivative.")
+
+    monkeypatch.setattr(KernelTracker, "observe", refuses)
+    _, said = _and_said(lambda: _ended(tmp_path, [_monitor()]))
+    assert said == [
+        "ntkwatch could not observe step 0: no derivative. This run is not watched any further."
+    ]
+    assert tried == [0]
+
+
+def test_a_gathered_probe_whose_reference_fails_serves_at_the_next_step(tmp_path):
+    """Its rows came in three steps; the weights from before are gone with the failure."""
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(loader())
+
+    watch = _monitor(probe_size=20)
+    model, batches = module(pl, Moody()), DataLoader(Stream(), batch_size=None)
+    with pytest.warns(UserWarning, match=r"could not observe step 2.*The reference is step 3"):
+        trainer(pl, tmp_path, [Breaks(0, 3), watch]).fit(model, batches)
+    assert [gap.step for gap in watch.history.gaps] == [2]
+    assert [o.step for o in watch.history] == [3, 4, 5, 6]
 
 
 def test_failures_are_raised_where_that_is_asked_for(tmp_path):

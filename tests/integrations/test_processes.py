@@ -4,14 +4,16 @@ Oracles: the run that nobody watched, and kernels by plain autograd on whole wei
 run ``process_worker`` once; the tests look at what they saved.
 """
 
+import re
+
 import pytest
 import torch
-from integrations.process_worker import Shaped, data
+from integrations.process_worker import STOPS_AT, Shaped, data
 from integrations.trainings import differing
 from jacobian.processes import results_of
 
 from ntkwatch import read_history
-from ntkwatch.watch.records import NOT_TAKEN
+from ntkwatch.watch.records import NOT_TAKEN, TIMINGS
 
 from oracles import dense_jacobian, dense_ntk
 
@@ -135,6 +137,19 @@ def test_a_look_that_fails_in_the_first_process_is_a_gap_and_the_others_go_on(bo
     assert [seen["step"] for seen in first["history"]] == [0, 6, 9, 12]
 
 
+@pytest.mark.parametrize("strategy", ["mischief", "fsdp"])
+def test_a_reference_that_fails_once_is_late_in_all_processes(both, strategy):
+    first, second = (saved[strategy]["reference"] for saved in both)
+    assert first["raised"] == second["raised"] == ""
+    (said,) = first["said"]
+    assert "could not observe step 0: RuntimeError: lost." in said
+    assert second["said"] == []
+    assert first["gaps"] == [0]
+    assert [seen["step"] for seen in first["history"]] == [1, 3, 6, 9, 12]
+    if strategy == "fsdp":
+        _check_against_autograd(first, start=1)
+
+
 # Shards. ------------------------------------------------------------------------------------------
 
 
@@ -146,18 +161,18 @@ def _at(weights):
     return model
 
 
-def _check_against_autograd(saved):
+def _check_against_autograd(saved, *, start=0):
     """The last kernel, and every linearization error and displacement."""
     weights, x = saved["weights"], saved["probe"]
     exact = dense_ntk(_at(weights[12]), x)
     _close(saved["kernel"][0], exact.diagonal(dim1=2, dim2=3).sum(dim=-1))
-    start = _at(weights[0])
-    jacobian = dense_jacobian(start, x)
+    reference = _at(weights[start])
+    jacobian = dense_jacobian(reference, x)
     for seen in saved["history"][1:]:
         now = weights[seen["step"]]
-        moved = {name: (now[name] - w).flatten() for name, w in weights[0].items()}
+        moved = {name: (now[name] - w).flatten() for name, w in weights[start].items()}
         with torch.no_grad():
-            change = _at(now)(x) - start(x)
+            change = _at(now)(x) - reference(x)
         linear = sum(jacobian[name] @ moved[name] for name in moved)
         error = float((change - linear).norm() / change.norm())
         assert seen["linearization_error"] == pytest.approx(error, rel=1e-8)
@@ -214,3 +229,51 @@ def test_processes_that_remember_different_things_stop_watching_together(both):
     assert "could not be observed by all processes (process 1: MemoryError: here only)" in said
     assert "not watched any further" in said
     assert first["gaps"] == [3]
+
+
+# Shards, resumed. ---------------------------------------------------------------------------------
+
+
+def _numbers(saved):
+    return [{k: v for k, v in seen.items() if k not in TIMINGS} for seen in saved["history"]]
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "in place"])
+def test_a_resumed_sharded_run_sees_what_one_that_never_stopped_sees(both, folder, where):
+    """Past its warm-up, in the folder of the stopped run and in one of its own."""
+    first, second = (saved["resumed"][where] for saved in both)
+    assert first["raised"] == second["raised"] == ""
+    assert first["said"] == second["said"] == []
+    whole = both[0]["resumed"]["whole"]
+    assert differing(first["left"]["state"], whole["left"]["state"]) == []
+    assert _numbers(first) == _numbers(whole)
+    steps = [0, 4, 8, 12, 16, 20, STOPS_AT, 28, 32, 36]
+    assert [seen["step"] for seen in first["history"]] == steps
+    assert first["history"][-1]["since_warmup"]["anchor_step"] == 20
+    place = {"elsewhere": "elsewhere", "in place": "stopped"}[where]
+    again = read_history(folder / "resumed" / place / "ntk")
+    assert [seen.step for seen in again] == steps
+    assert again.run.reference_is_start
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("a part is gone", "process 1: .*start-00001-of-00002.safetensors cannot be read"),
+        ("parts of two runs", "the parts in the processes' files are of different anchors"),
+    ],
+)
+def test_a_sharded_run_without_all_its_parts_says_so_and_counts_from_here(both, what, words):
+    first, second = (saved["resumed"][what] for saved in both)
+    assert first["raised"] == second["raised"] == ""
+    (said,) = first["said"]
+    assert said.startswith(f"training goes on from step {STOPS_AT} and what ntkwatch saw of it")
+    assert re.search(words, said)
+    assert second["said"] == []
+    assert [seen["step"] for seen in first["history"]] == [STOPS_AT, 28]
+
+
+def test_what_is_found_unusable_is_left_as_it_was(both, folder):
+    """The history of the stopped run is not cut for a run that does not take it up."""
+    again = read_history(folder / "resumed" / "stopped" / "ntk")
+    assert again[-1].step == 36

@@ -16,7 +16,7 @@ from jacobian.products import autograd_product, direction_of, product
 from torch import nn
 
 from ntkwatch.jacobian.functional import ModelFunction
-from ntkwatch.jacobian.linearize import _double_vjp, _forward_mode
+from ntkwatch.jacobian.linearize import _double_vjp, _forward_mode, jacobian_vector_product
 
 from oracles import finite_difference_jvp
 
@@ -108,3 +108,22 @@ def test_complex_weights_move_by_real_and_imaginary_part():
     dz = x.to(torch.cdouble) @ tangents["weight"].to(torch.cdouble)
     expected = (z.conj() * dz).real / z.abs() + tangents["bias"]
     assert gap(product(model, x, tangents).change, expected) < 1e-13
+
+
+def test_checking_a_product_keeps_no_gradient_of_the_whole_model(monkeypatch):
+    """All gradients together are a copy of the model; what torch hands back holds no memory."""
+    held, grad = [], torch.autograd.grad
+
+    def noting(outputs, inputs, *rest, **settings):
+        found = grad(outputs, inputs, *rest, **settings)
+        held.append(sum(g.untyped_storage().nbytes() for g in found if g is not None))
+        return found
+
+    model = MLP().double()
+    function = ModelFunction(model, dtype=torch.float64)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    direction = {name: torch.randn_like(p) for name, p in function.params.items()}
+    monkeypatch.setattr(torch.autograd, "grad", noting)
+    found = jacobian_vector_product(lambda p: function(p, x), function.params, direction)
+    assert found.method == "jvp"
+    assert held == [8 * len(direction)] * 2, "one number of each parameter, for two cotangents"

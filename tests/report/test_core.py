@@ -124,8 +124,9 @@ def test_cost_adds_up_over_all_observations_and_not_only_the_listed(tmp_path):
     summary = _summary(
         read_back(tmp_path, (*observations[:-1], replace(observations[-1], seconds=2.0)))
     )
-    assert summary.seconds == 18 * 0.25 + 2
-    assert summary.slowest == 2
+    cost = dict(summary.cost)
+    assert cost["all observations"] == "6.50 s"  # 18 of 0.25 s, and one of 2 s
+    assert cost["slowest observation"] == "2.00 s"
     assert len(summary.rows) < summary.total == 19
 
 
@@ -147,7 +148,7 @@ def test_settings_name_the_reference_the_probe_and_the_versions(tmp_path):
 
 def test_nothing_observed_is_a_summary_with_nothing_in_it():
     summary = _summary(History())
-    assert (summary.rows, summary.layers, summary.missing, summary.seconds) == ((), (), (), 0)
+    assert (summary.rows, summary.layers, summary.missing, summary.cost) == ((), (), (), ())
 
 
 def test_every_column_can_be_read_from_an_observation():

@@ -232,6 +232,9 @@ def test_a_dark_page_is_printed_dark_on_light(browser, pages):
         assert _lightness(visit.page, "body", "background-color") > 0.9
         assert _lightness(visit.page, ".plot .xtick text", "fill") < 0.5
         assert visit.page.locator(".steps").is_hidden()
+        # A verdict that must not be cut leaves the first sheet to the title alone.
+        broken = "getComputedStyle(document.querySelector('.verdict')).breakInside"
+        assert visit.page.evaluate(broken) == "auto"
         assert len(visit.page.pdf(format="A4")) > 20_000
 
 

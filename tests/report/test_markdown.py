@@ -36,8 +36,8 @@ def test_the_verdict_is_the_first_paragraph(rich):
 
 def test_tables_have_as_many_cells_in_every_row(rich):
     tables = re.findall(r"(?:^\|.*\n)+", _page(rich), re.M)
-    # numbers, further numbers, anchors, when layers formed, layers, settings
-    assert len(tables) == 6
+    # numbers, further numbers, anchors, when layers formed, layers, cost, settings
+    assert len(tables) == 7
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
 

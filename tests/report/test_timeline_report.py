@@ -23,6 +23,7 @@ from ntkwatch.report.html import render_html
 from ntkwatch.report.json_report import render_json
 from ntkwatch.report.markdown import render_markdown
 from ntkwatch.report.matching import match
+from ntkwatch.report.since_rows import layer_rows
 from ntkwatch.report.text import render_text
 from ntkwatch.report.words import number
 from ntkwatch.watch.angles import KernelAngles
@@ -75,6 +76,17 @@ def test_each_layer_s_step_is_listed(formed):
     text = render_text(formed, verdict, title="run")
     for name, step in steps.items():
         assert f"{name}: kept its shape since step {step}" in text
+
+
+def test_a_layer_that_turned_up_to_the_end_is_not_said_to_have_kept_its_shape(formed):
+    """The last kernel has its own shape, whatever came before: that is no finding."""
+    last = formed.angles.steps[-1]
+    timeline = replace(_verdict(formed).timeline, layers={"a": last, "b": 30, "c": None})
+    assert layer_rows(timeline) == [
+        ("a", "not known: it turned up to the end"),
+        ("b", "step 30"),
+        ("c", "–"),
+    ]
 
 
 def _drawn(history):

@@ -149,7 +149,16 @@ def test_the_finding_follows_from_the_errors_and_the_steps_behind_each_anchor(
 def test_too_few_steps_are_said_with_how_many_it_takes():
     said = _found({0: 0.9, 20: 0.5, 40: 0.02}, end=199).sentence
     assert "features still formed after step 20 in a" in said
-    assert "159 steps after step 40 are too few (it takes 160)" in said
+    assert "it takes 160 quiet steps after step 40, and the run had 159" in said
+
+
+def test_a_run_that_ended_right_after_an_anchor_is_not_told_to_go_on_for_ever():
+    """A run of 460 steps with an anchor at 455: asking for 1820 more steps helps nobody."""
+    said = _found({0: 0.9, 20: 0.5, 455: 0.02}, end=460).sentence
+    assert said == (
+        "features still formed after step 20 in a; the run ended at step 460, too soon after "
+        "step 455 to tell whether they had stopped"
+    )
 
 
 def _angles(medians, steps, **layers) -> KernelAngles:
@@ -189,6 +198,19 @@ def test_each_layer_has_the_step_since_which_it_kept_its_shape():
     found = _found({0: 0.9, 20: 0.5, 40: 0.02}, end=500, angles=angles)
     assert found.layers == {"a": 40}
     assert _found({0: 0.9, 20: 0.5, 40: 0.02}, end=500).layers == {"a": None}
+
+
+def test_a_layer_that_kept_its_shape_before_is_not_said_to_have_formed_after():
+    steps = (0, 20, 40, 90, 120)
+    angles = _angles(
+        (0.5, 0.3, 0.2, 0.01, 0.0), steps, a=(0.4, 0.3, 0.2, 0.01, 0.0), b=(0.3, 0.2, 0, 0, 0)
+    )
+    reading = {"layer_angle": {"a": 0.4, "b": 0.3}}
+    found = _found({0: 0.9, 20: 0.5, 40: 0.02}, end=120, angles=angles, **reading)
+    assert found.layers == {"a": 90, "b": 40}
+    assert found.sentence.startswith("features still formed after step 40 in a; ")
+    settled = _found({0: 0.9, 20: 0.5, 40: 0.02}, end=500, angles=angles, **reading)
+    assert f"(still at step {settled.forming_at}) in a, b;" in settled.sentence
 
 
 def test_decay_that_was_followed_is_read_past():

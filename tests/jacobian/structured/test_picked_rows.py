@@ -1,4 +1,4 @@
-"""Parameters of which a batch shows a part only, such as positions: the oracle is plain autograd."""
+"""Parameters of which a batch shows a part only, such as positions: held against plain autograd."""
 
 import pytest
 import torch
