@@ -8,8 +8,8 @@ with the same weights and inputs. After compilation, where a library compiles, a
 they take turns, forwards and backwards, and medians are shown; "times ntkwatch" is the median of
 the ratios within a turn. Seconds are the processor's: those of the clock on an idle machine, and
 less moved by what else runs on a busy one. MiB are the peak beyond the loaded process. "Difference"
-is that of the kernel from ntkwatch's; above 1e-6, rounding has turned a ReLU, of which the
-derivative jumps. ntkwatch's own error is from plain autograd in float64, on two samples. The floor
+is that of the kernel from ntkwatch's; where it is above 1e-6, rounding may have turned a
+ReLU, of which the derivative jumps. ntkwatch's own error is from plain autograd in float64, on two samples. The floor
 is a forward pass, a backward pass to the activations per output and the multiplications of the
 plan at the rate of large products. A library that fails gets a line with the reason.
 """
@@ -65,7 +65,7 @@ _JAX = (".venv-jax", "peers_jax.py")
 WAYS: dict[str, _Way] = {
     "ntkwatch": _Way("ntkwatch", "", "peers_torch.py"),
     "contraction": _Way("PyTorch tutorial, Jacobian contraction", "", "peers_torch.py"),
-    "one-sided": _Way("the same, rows of one side only", "", "peers_torch.py"),
+    "one-sided": _Way("PyTorch tutorial, contraction of one side", "", "peers_torch.py"),
     "products": _Way("PyTorch tutorial, NTK-vector products", "", "peers_torch.py"),
     "gram": _Way("nngeometry, GramMatrix", *_TORCH),
     "jacobian": _Way("nngeometry, Jacobian", *_TORCH),
