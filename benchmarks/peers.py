@@ -8,10 +8,10 @@ with the same weights and inputs. After compilation, where a library compiles, a
 they take turns, forwards and backwards, and medians are shown; "times ntkwatch" is the median of
 the ratios within a turn. Seconds are the processor's: those of the clock on an idle machine, and
 less moved by what else runs on a busy one. MiB are the peak beyond the loaded process. "Difference"
-is that of the kernel from ntkwatch's; where it is above 1e-6, rounding may have turned a
-ReLU, of which the derivative jumps. ntkwatch's own error is from plain autograd in float64, on two samples. The floor
-is a forward pass, a backward pass to the activations per output and the multiplications of the
-plan at the rate of large products. A library that fails gets a line with the reason.
+is that of the kernel from ntkwatch's; where it is above 1e-6, rounding may have turned a ReLU, of
+which the derivative jumps. ntkwatch's own error is from plain autograd in float64, on two samples.
+The floor is a forward pass, a backward pass to the activations per output and the multiplications
+of the plan at the rate of large products. A library that fails gets a line with the reason.
 """
 
 from __future__ import annotations
