@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 DATA := dataset-fashion-mnist fortunes
 DOWNLOAD := apt-get download -qq -o APT::Sandbox::User=root $(DATA)
 
-.PHONY: demo data test test-slow lint bench clean
+.PHONY: demo data test test-slow test-gpu lint bench peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ntkwatch demo
@@ -42,10 +42,29 @@ data/.unpacked:
 	set -e; for package in data/*.deb; do dpkg-deb -x "$$package" data; rm "$$package"; done
 	touch $@
 
-bench: $(VENV)/.test
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/growth.py
+# On what GPU there is, into benchmarks/RESULTS-GPU.md; without one it says so and fails.
+test-gpu: $(VENV)/.test
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py
+
+# Writes benchmarks/RESULTS.md: half an hour on an idle machine, which it wants for itself.
+bench: $(VENV)/.test peers
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
+
+# The other libraries, each kind in an environment of its own. One that cannot be installed is a
+# line in the results, so neither failure stops the rest. The second wants $(PYTHON) to be 3.11.
+peers:
+	@$(MAKE) --no-print-directory .venv-peers/.installed || echo "The torch libraries could not be installed." >&2
+	@$(MAKE) --no-print-directory .venv-jax/.installed || echo "neural-tangents could not be installed." >&2
+
+.venv-peers/.installed: benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+.venv-jax/.installed: benchmarks/peers-jax.txt
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 # Each stamp is touched after its install, so one that was cut short runs again.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
@@ -67,4 +86,4 @@ $(BIN)/pip: | $(BIN)/python
 	@test -e $@ || $(BIN)/python -m ensurepip --default-pip
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-jax .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

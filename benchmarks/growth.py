@@ -1,6 +1,6 @@
 """How the cost of the structured engine grows with samples, outputs, width, depth and length.
 
-Run: ``python benchmarks/growth.py [--axes N C] [--threads 2]`` (a minute or two).
+Run: ``python benchmarks/growth.py [--axes N C] [--threads 2] [--quick]`` (a minute or two).
 
 Each line is one model at several sizes. Printed are the seconds of the engine alone (its later
 calls), the exponent fitted to them, the exponent fitted in the same way to the multiplications
@@ -16,11 +16,12 @@ large sizes:
 
 import argparse
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 from measuring import machine, seconds
-from models import Problem, ViT, mlp
+from models import Position, Problem, ViT, mlp
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ways import engine_alone
@@ -35,7 +36,7 @@ def _dense(n: int = 64, c: int = 10, width: int = 512, depth: int = 3) -> Proble
 def _tokens(t: int) -> Problem:
     model = ViT(width=96, depth=2)
     model.patches = nn.Conv2d(3, 96, (1, 4), (1, 4))
-    model.position = nn.Parameter(torch.randn(1, t, 96))
+    model.position = Position(t, 96)
     return Problem(model=model.eval(), inputs=torch.randn(8, 3, 1, 4 * t))
 
 
@@ -63,7 +64,9 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
     return float((x * y).sum() / (x * x).sum())
 
 
-def cost(problem: Problem, outputs: str) -> tuple[float, float]:
+def cost(
+    problem: Problem, outputs: str, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
     """Return the least of some times, and the multiplications counted."""
     run = engine_alone(problem, outputs)
     parts = run().parts
@@ -73,7 +76,7 @@ def cost(problem: Problem, outputs: str) -> tuple[float, float]:
     forward = counter.get_total_flops() / 2  # of which half are additions
     contractions = parts.plan.multiplications
     counted = forward * (1 + values[0].numel()) + contractions
-    return min(seconds(run) for _ in range(_REPEATS)), counted
+    return min(seconds(run, clock) for _ in range(_REPEATS)), counted
 
 
 def main() -> None:
@@ -81,15 +84,19 @@ def main() -> None:
     axes = list(dict.fromkeys(line[0] for line in LINES))
     parser.add_argument("--axes", nargs="*", choices=axes, default=axes)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="two sizes of each, one time")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
+    # With one thread, the processor's time: what else runs on the machine counts little.
+    clock = time.process_time if given.threads == 1 else time.perf_counter
     print(machine(given.threads))
     print(f"{'grows':<6} {'outputs':<8} measured  counted  theory  seconds")
     for axis, outputs, sizes, make, theory in LINES:
         if axis not in given.axes:
             continue
-        found = [cost(make(size), outputs) for size in sizes]
+        sizes = sizes[:2] if given.quick else sizes
+        found = [cost(make(size), outputs, clock) for size in sizes]
         times, counts = zip(*found, strict=True)
         shown = "  ".join(f"{s}: {t:.3f}" for s, t in zip(sizes, times, strict=True))
         print(

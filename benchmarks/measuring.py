@@ -3,17 +3,15 @@
 import json
 import os
 import platform
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from peak import forget_peak, peak_bytes
 
 __all__ = [
     "apart",
@@ -26,34 +24,12 @@ __all__ = [
     "table",
 ]
 
-_SELF = Path("/proc/self")
 
-
-def forget_peak() -> None:
-    """Start the count of ``peak_bytes`` anew, where the system lets us (Linux does)."""
-    try:
-        (_SELF / "clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process has had resident (since ``forget_peak``)."""
-    try:
-        found = re.search(r"VmHWM:\s*(\d+) kB", (_SELF / "status").read_text())
-    except OSError:
-        found = None
-    if found is not None:
-        return int(found[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Return how long a call takes."""
-    began = time.perf_counter()
+def seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return how long a call takes; by ``time.process_time``, what else runs counts little."""
+    began = clock()
     run()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def medians(
@@ -77,10 +53,14 @@ def medians(
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def multiplications_per_second(dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
+def multiplications_per_second(
+    dtype: torch.dtype = torch.float32,
+    size: int = 1024,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Return the rate of large matrix products: the best of some."""
     a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-    return size**3 / min(seconds(lambda: a @ b) for _ in range(12))
+    return size**3 / min(seconds(lambda: a @ b, clock) for _ in range(12))
 
 
 def apart(script: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -3,19 +3,24 @@
 What they share with the sizes that people train is the shape of their work, not what they learned.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkwatch.jacobian.forward import ForwardFn
+if TYPE_CHECKING:  # other libraries' environments have torch, and no ntkwatch
+    from ntkwatch.jacobian.forward import ForwardFn
 
 __all__ = [
     "MODELS",
     "Gpt2",
+    "Position",
     "Problem",
     "ResNet18",
     "ViT",
@@ -115,19 +120,30 @@ class _Layer(nn.Module):
         return x + self.down(hidden)
 
 
+class Position(nn.Module):
+    """What is added to each place; a module, as some libraries want each parameter in a leaf."""
+
+    def __init__(self, places: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.02 * torch.randn(1, places, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
 class ViT(nn.Module):
     """Patches of 4x4 of a 32x32 image as 64 tokens, averaged at the end."""
 
     def __init__(self, width: int = 192, depth: int = 6, heads: int = 3, classes: int = 10) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, 4, 4)
-        self.position = nn.Parameter(0.02 * torch.randn(1, 64, width))
+        self.position = Position(64, width)
         self.layers = nn.Sequential(*(_Layer(width, heads, causal=False) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.patches(x).flatten(2).mT + self.position
+        tokens = self.position(self.patches(x).flatten(2).mT)
         return self.head(self.norm(self.layers(tokens)).mean(dim=1))
 
 
@@ -135,7 +151,13 @@ class Gpt2(nn.Module):
     """The shape of GPT-2 (Radford et al. 2019), 124M parameters by default, its head tied."""
 
     def __init__(
-        self, width: int = 768, depth: int = 12, heads: int = 12, vocabulary: int = 50257
+        self,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        vocabulary: int = 50257,
+        *,
+        tied: bool = True,
     ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
@@ -145,10 +167,11 @@ class Gpt2(nn.Module):
         self.head = nn.Linear(width, vocabulary, bias=False)
         for table in (self.tokens, self.positions):
             nn.init.normal_(table.weight, std=0.02)
-        self.head.weight = self.tokens.weight
+        if tied:
+            self.head.weight = self.tokens.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        place = torch.arange(tokens.shape[1], device=tokens.device)
+        place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x = self.tokens(tokens) + self.positions(place)
         return self.head(self.norm(self.layers(x)))
 

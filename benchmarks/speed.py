@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from floor import error, floor
 from measuring import (
     apart,
     forget_peak,
@@ -43,13 +44,9 @@ from models import MODELS, Problem
 from ways import (
     engine_alone,
     forward_and_backward,
-    forward_to_activations,
-    loop_kernel,
     tutorial_kernel,
     whole_call,
 )
-
-from ntkwatch import empirical_ntk
 
 _MIB = 2**20
 _SAMPLES = 4  # whose exact kernel is cheap enough
@@ -82,39 +79,8 @@ def measure_time(model: str, outputs: str, threads: int, repeats: int) -> dict[s
     forward_and_backward(problem)
     found: dict[str, Any] = {"seconds": medians(ways, repeats)}
     found["floor"] = floor(problem, outputs)
-    found["error"] = error(problem, outputs)
+    found["error"] = error(problem, outputs, _SAMPLES if problem.small else 2)
     return found
-
-
-def floor(problem: Problem, outputs: str) -> dict[str, float]:
-    """Return the seconds that no exact way can do without, by part."""
-    forward = min(seconds(lambda: forward_to_activations(problem)) for _ in range(3))
-    values, first = forward_to_activations(problem)
-    count = values[0].numel()
-    cotangents = torch.eye(count)[:, None].expand(count, len(values), count)
-
-    def backward(row: int) -> float:
-        cotangent = cotangents[row].reshape(values.shape)
-        run = lambda: torch.autograd.grad(values, first, cotangent, retain_graph=True)  # noqa: E731
-        return seconds(run)
-
-    passes = count * min(backward(row % count) for row in range(3))
-    kernel = empirical_ntk(
-        problem.model,
-        problem.inputs,
-        forward=problem.forward,
-        outputs=outputs,
-        engine="structured",
-    )
-    products = kernel.plan.multiplications / multiplications_per_second()
-    return {"forward": forward, "passes": passes, "products": products}
-
-
-def error(problem: Problem, outputs: str) -> float:
-    samples = _SAMPLES if problem.small else 2
-    few = dataclasses.replace(problem, inputs=problem.inputs[:samples])
-    exact = loop_kernel(few, outputs, samples)
-    return float((whole_call(few, outputs)() - exact).norm() / exact.norm())
 
 
 def measure_memory(model: str, outputs: str, threads: int, way: str) -> dict[str, int]:
