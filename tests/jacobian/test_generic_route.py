@@ -37,19 +37,19 @@ def _custom(net, x):
 
 # Models with the parameters whose operations have no rule.
 MODELS = {
-    "bilinear": lambda: (
+    "an angle": lambda: (
         Net(
-            lambda net, x: net.head(net.pair(x, x.sin())),
-            pair=nn.Bilinear(4, 4, 3, bias=False),
-            head=nn.Linear(3, 2),
+            lambda net, x: net.head(torch.atan2(x, net.other)),
+            other=torch.rand(4) + 1,
+            head=nn.Linear(4, 2),
         ),
         torch.randn(5, 4),
-        {"pair.weight"},
+        {"other"},
     ),
-    "a bag of embeddings": lambda: (
+    "the largest of a bag of embeddings": lambda: (
         Net(
             lambda net, x: net.head(net.bag(x).tanh()),
-            bag=nn.EmbeddingBag(6, 4, mode="sum"),
+            bag=nn.EmbeddingBag(6, 4, mode="max"),
             head=nn.Linear(4, 2),
         ),
         torch.randint(6, (5, 3)),
@@ -127,7 +127,7 @@ def test_a_parameter_that_the_engine_cannot_serve_is_refused_by_name(name):
 
 @pytest.mark.usefixtures("_uncallable")
 def test_a_cross_kernel_is_put_together_from_both_engines_too():
-    model, inputs, generic = _build("bilinear")
+    model, inputs, generic = _build("an angle")
     kernel = empirical_ntk(model, inputs[:2], other=inputs[2:])
     assert {each for each, route in kernel.coverage.items() if route != "structured"} == generic
     assert gap(kernel.matrix, dense_ntk(model, inputs)[:2, 2:]) < 1e-12

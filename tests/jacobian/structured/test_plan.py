@@ -58,7 +58,7 @@ MODELS = {
         torch.randn(5, 3, 4),
     ),
     "without a rule": lambda: (
-        Net(lambda net, x: net.pair(x, x.sin()), pair=nn.Bilinear(4, 4, 3)),
+        Net(lambda net, x: torch.atan2(x, net.other), other=torch.rand(4) + 1),
         torch.randn(5, 4),
     ),
 }
