@@ -4,6 +4,7 @@ Arrays go in and pixels come out. Colours and axes are those of the start, so th
 several steps can be compared by eye.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["kernel_picture", "spectrum_picture"]
 
 _MOST_LINES = 40  # between classes; more would cover the matrix
 _MOST_NAMES = 12  # of classes on an axis
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 # Share of the start's largest entry at which the colours of the change are full: an entry that has
 # changed by half of that has left the picture that the kernel was.
@@ -155,6 +157,7 @@ def spectrum_picture(
     ranks = [rank for rank in _RANKS if rank <= len(now)]
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.minorticks_off()
+    axes.yaxis.set_major_formatter(_power)  # formulas take four times as long
     axes.set_xlabel("rank of the eigenvalue", fontsize=SIZE, color=QUIET, labelpad=1)
     style(axes, f"eigenvalues of the kernel, step {step}")
     return pixels(figure)
@@ -162,3 +165,8 @@ def spectrum_picture(
 
 def _rank(spectrum: Tensor) -> str:
     return number(float(effective_rank(spectrum))) if bool(spectrum[0] > 0) else number(None)
+
+
+def _power(value: float, _place: int | None = None) -> str:
+    """A power of ten as plain text."""
+    return "10" + str(round(math.log10(value))).translate(_RAISED) if value > 0 else ""
