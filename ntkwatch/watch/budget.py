@@ -21,7 +21,10 @@ __all__ = ["Kind", "OverheadBudget"]
 
 Kind = Literal["whole", "brief"]
 
-_RECENT = 5  # prices that a median is taken of: the first is dearer, and one may be an accident
+_RECENT = 5  # prices that a median is taken of, since one may be an accident
+# The first of a kind pays for what is loaded and checked once. Below so many of them the least is
+# believed, and the guess if it is less: or brief ones would be given up for what only one of them costs.
+_ENOUGH = 3
 # Of what there is for observing, the part that brief observations may take: they are many and
 # cheap, and draw the curves between whole ones.
 _BRIEF_SHARE = 0.7
@@ -30,7 +33,7 @@ _WORTH_IT = 0.6
 # Before one was made, its price as a part of the reference's, which holds every check besides.
 _GUESSED: dict[Kind, float] = {"whole": 0.6, "brief": 0.1}
 _PATIENCE = 0.002  # of the time so far, after which what was too dear is asked for again
-_REPORT = 0.5  # seconds: verdict, pictures and page of an ordinary run
+_REPORT = 0.7  # seconds: loading what draws the page, and the page of an ordinary run
 _MARGIN = 1.2  # on what is put aside for the end, whose price is not known before
 
 
@@ -126,7 +129,13 @@ class OverheadBudget:
             return
         self._on[kind] += seconds
         self._recent[kind].append(seconds)
-        self._prices[kind] = statistics.median(self._recent[kind])
+        self._prices[kind] = self._price(kind)
+
+    def _price(self, kind: Kind) -> float:
+        known = self._recent[kind]
+        if len(known) >= _ENOUGH or not self._reference:
+            return statistics.median(known)
+        return min(*known, _GUESSED[kind] * self._reference)
 
     @property
     def spent(self) -> float:
