@@ -23,7 +23,7 @@ Kind = Literal["whole", "brief"]
 
 _RECENT = 5  # prices that a median is taken of, since one may be an accident
 # The first of a kind pays for what is loaded and checked once. Below so many of them the least is
-# believed, and the guess if it is less: or brief ones would be given up for what only one of them costs.
+# believed, or the guess if it is less: else brief ones would be given up for what only one costs.
 _ENOUGH = 3
 # Of what there is for observing, the part that brief observations may take: they are many and
 # cheap, and draw the curves between whole ones.
