@@ -30,15 +30,17 @@ from ntkwatch import NTKMonitor
 
 NUMBER, TO, WHEN = getattr(signal, sys.argv[1]), sys.argv[2], sys.argv[3]
 
+SENT = []  # no attribute of the model: those are put back after a call that measures
+
 class Net(nn.Sequential):
-    done, step = False, 0
+    step = 0
     def forward(self, x):
         if WHEN == ("training" if self.training else "measuring") and self.step >= 6:
             self.stop()
         return super().forward(x)
     def stop(self):
-        if distributed.get_rank() == 0 and not self.done:
-            self.done = True
+        if distributed.get_rank() == 0 and not SENT:
+            SENT.append(NUMBER)
             os.kill(0 if TO == "all" else os.getpid(), NUMBER)
         if WHEN == "training":
             time.sleep(0.5)
