@@ -12,12 +12,15 @@ it is MiniLM, pretrained on a billion sentences, that learns to tell the topics 
 
 import argparse
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from fine_tuning_tasks import Task, digit_task, text_task
+from pictures import colours, panels, save
 from real_data import FOLDER
 from torch import nn
 from torch.nn import functional
@@ -61,6 +64,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer steps, for a first look")
     parser.add_argument("--text", action="store_true", help="MiniLM on the topics of texts")
     parser.add_argument("--data", type=Path, default=FOLDER, help="folder of fortunes")
+    parser.add_argument("--picture", type=Path, help="PNG to draw")
     options = parser.parse_args()
     torch.manual_seed(0)
     task = text_task(options.data) if options.text else digit_task(quick=options.quick)
@@ -68,6 +72,7 @@ def main() -> None:
     whole: Callable[[nn.Module], Any] = lambda model: model.requires_grad_(True)  # noqa: E731
     ways = {"full": whole, "LoRA": low_rank, "head only": head_only, "head, then full": whole}
 
+    runs: dict[str, History] = {}
     print("way               trained   accuracy   lin. error   layer angle   verdict")
     for name, prepare in ways.items():
         torch.manual_seed(1)
@@ -77,8 +82,11 @@ def main() -> None:
             train(model, task, steps, rate=task.head_rate)
         prepare(model)
         rate = task.rate if name in ("full", "head, then full") else task.head_rate
-        history = train(model, task, steps, rate=rate, watched=True)
-        report(name, model, task, history)
+        runs[name] = train(model, task, steps, rate=rate, watched=True)
+        report(name, model, task, runs[name])
+    blocks(runs)
+    if options.picture:
+        draw(options.picture, runs)
 
 
 def train(model: nn.Module, task: Task, steps: int, *, rate: float, watched: bool = False):
@@ -107,11 +115,52 @@ def report(name: str, model: nn.Module, task: Task, history: History) -> None:
     ]
     print(
         f"{name:<16} {count:9,}   {task.accuracy(model):8.1%}   {shown[0]:>10}   {shown[1]:>11}   "
-        f"{verdict.label}"
+        f"{verdict.label}",
+        flush=True,
     )
     bare = [layer for layer, seen in verdict.layers.items() if seen.band == "no reference"]
     if bare:
         print(f"{'':17} no reference for {len(bare)} layers, such as {bare[0]}")
+
+
+def by_block(history: History) -> dict[str, float]:
+    """By how much the kernel of each block has turned: the median over its layers, in radians."""
+    angles: dict[str, list[float]] = {}
+    for layer, angle in history[-1].layer_angle.items():
+        if angle is not None:
+            angles.setdefault(block_of(layer), []).append(angle)
+    return {block: median(found) for block, found in angles.items()}
+
+
+def block_of(layer: str) -> str:
+    """Return "block 3" of "vit.encoder.layer.3.attention.output.dense", and such."""
+    found = re.search(r"layers?\.(\d+)\.", layer)
+    if found:
+        return f"block {int(found[1]) + 1}"
+    return next(part for part in ("embeddings", "pooler", "classifier", layer) if part in layer)
+
+
+def blocks(runs: dict[str, History]) -> None:
+    print("\nangle of each block's kernel (rad)")
+    for name, history in runs.items():
+        turned = by_block(history).items()
+        print(f"{name:<16}  " + "   ".join(f"{block} {angle:.2g}" for block, angle in turned))
+
+
+def draw(place: Path, runs: dict[str, History]) -> None:
+    figure, (left, right) = panels(2)
+    rows = list(dict.fromkeys(block for history in runs.values() for block in by_block(history)))
+    for number, (name, history) in enumerate(runs.items()):
+        turned, style = by_block(history), {"color": colours(0.85 * number / 3), "marker": "o"}
+        left.plot(*zip(*turned.items(), strict=True), label=name, **style)
+        seen = [o for o in history if o.linearization_error is not None]
+        errors = [o.linearization_error for o in seen]
+        right.plot([o.step for o in seen], errors, label=name, **style)
+    left.set(title="angle of each block's kernel (rad)", xlim=(-0.3, len(rows) - 0.7))
+    left.tick_params(axis="x", rotation=30)
+    left.legend(frameon=False)
+    right.set(title="linearization error", xlabel="steps")
+    save(figure, place)
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ class Dashboard:
         if self._writers and tracker.kernel is not None:
             actions.append(lambda: self._spread(tracker, x))
         # A brief observation has no kernel to show; the last whole one was shown when it was new.
-        whole = [seen.step for seen in history if not seen.is_brief]
-        if not observation.is_brief and (last or observation.step in pictured(whole)):
+        shown = last or observation.step in pictured(history.whole_steps)
+        if shown and not observation.is_brief:
             actions += self._pictures(tracker, verdict, x)
         return actions
 

@@ -188,10 +188,11 @@ class Outlet:
             do_all(self._dashboard.finish(tracker, verdict))
 
     def _write_report(self, tracker: KernelTracker, verdict: Verdict, files: RunFiles) -> None:
-        cost = tracker.history.cost
+        history = tracker.history.unpacked()
+        cost = history.cost
         about = {} if cost is None else {"cost": to_plain(cost)}
         files.write_json("verdict.json", {**verdict.to_plain(), **about})
-        title = f"{tracker.history.run.model.get('class', 'run')} in {files.folder}"
-        kernels = read_kernel_pair(files.folder, tracker.history)
-        page = render_html(tracker.history, verdict, title=title, kernels=kernels)
+        title = f"{history.run.model.get('class', 'run')} in {files.folder}"
+        kernels = read_kernel_pair(files.folder, history)
+        page = render_html(history, verdict, title=title, kernels=kernels)
         files.write_text("report.html", page)

@@ -59,10 +59,12 @@ def turns_of(history: History) -> list[Turn]:
         The first verdict, and each that was another one than the verdict before it.
     """
     turns: list[Turn] = []
-    for count, observation in enumerate(history, start=1):
+    so_far = History(history.run)
+    for observation in history:
+        so_far.add(observation)
         if turns and observation.is_brief:  # which has too little to judge by
             continue
-        verdict = judge(History(history.run, history.observations[:count]))
+        verdict = judge(so_far)
         if not turns or turns[-1].label != verdict.label:
             turns.append(Turn.at(observation, verdict))
     return turns

@@ -284,10 +284,8 @@ class WatchedRun(Harmless):
         self._tell(closing_words(verdict, cost, self.files.folder if self._keeps_files else None))
 
     def _cost(self) -> Cost:
-        brief = sum(seen.is_brief for seen in self.history)
-        return self._budget.cost(
-            promised=self._promised, observations=len(self.history), brief=brief
-        )
+        count, whole = len(self.history), len(self.history.whole_steps)
+        return self._budget.cost(promised=self._promised, observations=count, brief=count - whole)
 
     def let_go(self) -> None:
         """Free what was only needed while training."""

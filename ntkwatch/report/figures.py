@@ -43,6 +43,7 @@ def run_drawings(history: History, verdict: Verdict) -> list[Drawing]:
         _alignment(history, bands),
         _single(history, "effective_rank"),
         _single(history, "loss", log=True),
+        _stability(history),
     ]
     return [drawing for drawing in drawings if drawing is not None]
 
@@ -158,6 +159,31 @@ def _alignment(history: History, bands: Bands) -> Drawing | None:
         title="Target alignment",
         caption=caption,
     )
+
+
+def _stability(history: History) -> Drawing | None:
+    """The largest eigenvalue against 2 over the rate, as rates, so that momentum is in it, too."""
+    limit = points_of(history, lambda o: o.max_stable_lr)
+    used = points_of(history, _learning_rate)
+    if not used:
+        return None
+    return draw(
+        [
+            Curve(name="largest stable one on the present kernel", points=limit, width=2.8),
+            Curve(name="in use", points=used, colour=COLOURS[1], dash="dash"),
+        ],
+        Axis(title="learning rate", log=True),
+        id="stability",
+        title="Learning rate and its limit",
+        caption="Without momentum the limit is 2 over the largest eigenvalue of the loss's "
+        "curvature on frozen features. A rate above it cannot last: the loss rises until the "
+        "kernel has moved to where the rate is below its limit, or training diverges.",
+    )
+
+
+def _learning_rate(observation: Observation) -> float | None:
+    limit, edge = observation.max_stable_lr, observation.edge_of_stability
+    return None if limit is None or edge is None else limit * edge
 
 
 def _single(history: History, key: str, *, log: bool = False) -> Drawing | None:

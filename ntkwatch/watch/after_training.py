@@ -17,7 +17,6 @@ from ntkwatch.watch.apart import apart
 from ntkwatch.watch.bands import Bands
 from ntkwatch.watch.counterfactual import held_out_numbers
 from ntkwatch.watch.held_out import HeldOut, check_held_out
-from ntkwatch.watch.history import History
 from ntkwatch.watch.measure import measure
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Observation
@@ -124,9 +123,7 @@ def counterfactual(
         first = measure(end, probe.inputs, settings, first=True, state=tensors)
         now = measure(end, probe.inputs, settings, first=False)
     steps = training if training is not None else Training()
-    course = course_of(
-        end, History(), steps, probe, settings, between=range(0), held_out=HeldOut(others)
-    )
+    course = course_of(end, steps, probe, settings, held_out=HeldOut(others))
     left_out: dict[str, str] = {}
     values = held_out_numbers(now, first.as_anchor(0, keeps_full=True), course, left_out)
     facts = values.pop("held_out", {})

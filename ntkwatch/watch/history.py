@@ -5,13 +5,14 @@ describes the run and carries the schema number. No torch here.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.watch.angles import ANGLES_FILE, KernelAngles, angles_from_plain
 from ntkwatch.watch.cost import Cost
+from ntkwatch.watch.packing import Observations
 from ntkwatch.watch.plain import (
     cost_from_plain,
     observation_from_plain,
@@ -57,21 +58,32 @@ class History:
         self.problems = problems
         self.path = path
         self.angles = angles
-        self._by_step: dict[int, Observation] = {}
-        for observation in observations:
-            self.add(observation)
+        self._kept = Observations(_by_step(observations))
 
     def add(self, observation: Observation) -> None:
         """Take in one observation; the same step again replaces the first."""
-        newest = next(reversed(self._by_step), observation.step)
-        self._by_step[observation.step] = observation
-        if observation.step < newest:
-            self._by_step = dict(sorted(self._by_step.items()))
+        last = self._kept.last
+        if last is None or observation.step > last.step:
+            self._kept.append(observation)
+        else:  # rare: the loss at the start becomes known, or a step is seen again
+            self._keep(_by_step((*self._kept, observation)))
+
+    def pack(self) -> None:
+        """Hold all but the first and the newest observations compressed, now and from now on.
+
+        Nothing else changes; iterating takes some tens of microseconds more for each.
+        """
+        self._keep(self._kept, packed=True)
+
+    def unpacked(self) -> "History":
+        """Return a copy that holds every observation at hand, to be iterated over many times."""
+        rest: dict[str, Any] = {"cost": self.cost, "problems": self.problems, "path": self.path}
+        return History(self.run, self.observations, tuple(self.gaps), angles=self.angles, **rest)
 
     def start_over(self, run: RunInfo) -> None:
         """Forget everything: a new reference was taken, and older numbers belong to another one."""
         self.run = run
-        self._by_step.clear()
+        self._keep(())
         self.gaps.clear()
         self.cost = None
         self.angles = None
@@ -79,31 +91,45 @@ class History:
     @property
     def observations(self) -> tuple[Observation, ...]:
         """All observations, ordered by step."""
-        return tuple(self._by_step.values())
+        return tuple(self._kept)
 
     @property
     def last_whole(self) -> Observation | None:
         """The last observation that is not brief, or None."""
-        newest_first = reversed(self._by_step.values())
-        return next((seen for seen in newest_first if not seen.is_brief), None)
+        return self._kept.last_whole
+
+    @property
+    def whole_steps(self) -> tuple[int, ...]:
+        """The steps of all observations that are not brief, ascending."""
+        return self._kept.whole_steps
 
     def __iter__(self) -> Iterator[Observation]:
-        return iter(self.observations)
+        return iter(self._kept)
 
     def __len__(self) -> int:
-        return len(self._by_step)
+        return len(self._kept)
 
     def __getitem__(self, index: int) -> Observation:
         # The ends are asked for at every observation, and a run may have very many.
-        if index in (0, -1) and self._by_step:
-            values = self._by_step.values()
-            return next(iter(values)) if index == 0 else next(reversed(values))
-        return self.observations[index]
+        end = {0: self._kept.first, -1: self._kept.last}.get(index)
+        return self.observations[index] if end is None else end
+
+    def _keep(self, observations: Iterable[Observation], *, packed: bool | None = None) -> None:
+        packed = self._kept.packed if packed is None else packed
+        self._kept = Observations(observations, packed=packed)
 
     def __repr__(self) -> str:
-        steps = list(self._by_step)
-        span = f"steps {steps[0]} to {steps[-1]}" if steps else "empty"
+        first, last = self._kept.first, self._kept.last
+        if first is None or last is None:
+            return "History(0 observations, empty)"
+        span = f"steps {first.step} to {last.step}"
         return f"History({len(self)} observations, {span})"
+
+
+def _by_step(observations: Iterable[Observation]) -> list[Observation]:
+    """In the order of steps; the last one of a step counts."""
+    by_step = {observation.step: observation for observation in observations}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def append_record(path: Path, record: RunInfo | Observation | Gap | Cost) -> None:

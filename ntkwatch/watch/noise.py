@@ -15,8 +15,8 @@ from ntkwatch.watch.sketching import sketch_floors, take_sketch
 
 __all__ = ["noise_floor"]
 
-_PART = 4  # of a kernel's samples, one in so many is looked at again
-_FEWEST = 16  # but not fewer, where there are as many
+_PART = 8  # of a kernel's samples, one in so many is looked at again
+_FEWEST = 8  # but not fewer, where there are as many
 
 
 def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
@@ -24,7 +24,7 @@ def noise_floor(measured: Measurement, settings: Settings) -> dict[str, float]:
 
     Everything is computed a second time with every weight moved by up to one unit in its last
     place, the samples in reverse order and in other chunks; a kernel of many samples on every
-    fourth of them, which rounds as all of it does and costs a quarter.
+    eighth of them, which rounds as all of it does and costs an eighth.
 
     Args:
         measured: A look at the model, which must not have changed since.

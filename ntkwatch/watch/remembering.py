@@ -21,6 +21,8 @@ from ntkwatch.watch.look import Seen
 from ntkwatch.watch.measure import Settings
 from ntkwatch.watch.memory import Memory
 from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.records import Observation
+from ntkwatch.watch.training import Training
 
 __all__ = ["Remembering"]
 
@@ -32,11 +34,16 @@ class Remembering:
         probe: Inputs that kernels are compared on.
         memory: Of earlier looks.
         warmup_steps: Steps of the warm-up.
+        notes_trainings: Whether somebody will ask how the model was trained all along.
     """
 
-    def __init__(self, probe: ProbeBatch, memory: Memory, *, warmup_steps: float) -> None:
+    def __init__(
+        self, probe: ProbeBatch, memory: Memory, *, warmup_steps: float, notes_trainings: bool
+    ) -> None:
         self.probe, self.warmup_steps = probe, warmup_steps
+        self._notes_trainings = notes_trainings
         self.history = History()
+        self.history.pack()
         self.loss_start: float | None = None
         self._memory = memory
         self._settings: Settings | None = None
@@ -44,6 +51,7 @@ class Remembering:
         self._resumed: dict[str, Any] | None = None
         self._reference_words: dict[str, Any] = {}
         self._modes_known = False
+        self._trainings: dict[tuple[tuple[str, Any], ...], None] = {}
 
     @property
     def reference(self) -> Anchor | None:
@@ -168,6 +176,7 @@ class Remembering:
                 "so kernels cannot be compared. Give it the probe saved beside the history."
             )
         self.history = history
+        history.pack()
         self._memory.restore(
             history,
             start,
@@ -181,6 +190,8 @@ class Remembering:
         self._resumed, self._modes_known = history.run.spec, True
         if len(history):
             self.loss_start = history[-1].loss_start
+        for observation in history:
+            self._note_training(observation)
 
     def _remember(
         self, seen: Seen, step: int, *, is_reference: bool, from_before: bool, brief: bool
@@ -196,6 +207,22 @@ class Remembering:
             brief=brief,
             warmup_steps=self.warmup_steps,
         )
+
+    def _keep(self, observation: Observation) -> None:
+        self.history.add(observation)
+        self._note_training(observation)
+
+    def _note_training(self, observation: Observation) -> None:
+        """Note how the model is trained, each way once: a history is too long to look it up in."""
+        if observation.step == observation.anchor_step:
+            self._trainings.clear()
+        elif self._notes_trainings:
+            self._trainings[tuple(observation.training.items())] = None
+
+    @property
+    def _earlier_trainings(self) -> tuple[Training, ...]:
+        """How the model was trained at the observations after the reference, if noted."""
+        return tuple(Training.from_plain(dict(items)) for items in self._trainings)
 
     @property
     def _has_kernels(self) -> bool:

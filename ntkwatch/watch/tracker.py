@@ -125,7 +125,9 @@ class KernelTracker(Remembering):
         minimal = "metrics='minimal' keeps none" if metrics == "minimal" else None
         resampled = None if fresh_probe is None else "every observation has a probe of its own"
         memory = Memory(why_little=minimal, why_no_kernels=resampled)
-        super().__init__(probe, memory, warmup_steps=warmup_steps)
+        super().__init__(
+            probe, memory, warmup_steps=warmup_steps, notes_trainings=metrics == "full"
+        )
         self._fresh_probe = fresh_probe
         self._held_out = None if held_out is None else HeldOut(held_out)
         self._wanted = Wanted(
@@ -195,14 +197,13 @@ class KernelTracker(Remembering):
             decay=training.weight_decay,
             brief=brief,
         )
-        between = range(seen.start.step + 1, step)
         course = course_of(
             model,
-            self.history,
             training,
             seen.probe,
             seen.settings,
-            between=between,
+            earlier=self._earlier_trainings,
+            reference_is_start=self.history.run.reference_is_start,
             held_out=self._held_out,
         )
         before = None if is_reference else self._memory.route.before(step)
@@ -227,7 +228,7 @@ class KernelTracker(Remembering):
             notes=(*observed.notes, *self._notes, *lost),
             seconds=time.perf_counter() - began,
         )
-        self.history.add(observation)
+        self._keep(observation)
         self.history.angles = self._memory.kernels.angles
         if not brief:
             self._memory.route.pass_by(station_of(seen, observation))

@@ -3,13 +3,13 @@
 Nothing is measured here. A number without a reason against it may still be undefined.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from ntkwatch.jacobian.parameters import parameters_of
 from ntkwatch.watch.held_out import HeldOut
-from ntkwatch.watch.history import History
 from ntkwatch.watch.measure import Settings
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.training import Training
@@ -55,32 +55,28 @@ class Course:
 
 def course_of(
     model: nn.Module,
-    history: History,
     training: Training,
     probe: ProbeBatch,
     settings: Settings,
     *,
-    between: range,
+    earlier: Iterable[Training] = (),
+    reference_is_start: bool = True,
     held_out: HeldOut | None = None,
 ) -> Course:
     """Return what is known of a training.
 
     Args:
         model: In the modes in which it trains.
-        history: What was observed so far.
         training: How the model is trained at present.
         probe: Of the present observation.
         settings: Of the run.
-        between: The steps after the reference and before the present one.
+        earlier: How it was trained at observations after the reference, each once.
+        reference_is_start: Whether the reference is of before training.
         held_out: Samples that the model is not trained on, or None.
 
     Returns:
         The course.
     """
-    since: list[Training] = []
-    if settings.metrics == "full":  # nobody else asks, and a history may be very long
-        plain = {tuple(seen.training.items()) for seen in history if seen.step in between}
-        since = [Training.from_plain(dict(items)) for items in sorted(plain, key=repr)]
     trained = {name for name, p in parameters_of(model).items() if p.requires_grad}
     noisy = [
         name
@@ -88,10 +84,10 @@ def course_of(
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
     ]
     return Course(
-        trainings=(*since, training),
+        trainings=(*earlier, training),
         probe=probe,
         settings=settings,
-        reference_is_start=history.run.reference_is_start,
+        reference_is_start=reference_is_start,
         whole=trained <= set(settings.names),
         noisy=noisy[0] if noisy else None,
         held_out=held_out,
