@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 DATA := dataset-fashion-mnist fortunes
 DOWNLOAD := apt-get download -qq -o APT::Sandbox::User=root $(DATA)
 
-.PHONY: demo data test test-slow test-gpu lint bench peers clean
+.PHONY: demo data test test-slow test-lowest test-gpu lint bench peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ntkwatch demo
@@ -40,6 +40,16 @@ data/.unpacked:
 	mkdir -p data
 	cd data && { $(DOWNLOAD) 2>/dev/null || { apt-get update -qq && $(DOWNLOAD); }; }
 	set -e; for package in data/*.deb; do dpkg-deb -x "$$package" data; rm "$$package"; done
+	touch $@
+
+# The fast tests with what the package needs at its oldest, and the newest tools that go with it.
+test-lowest: .venv-lowest/.test
+	$(TEST_ENV) .venv-lowest/bin/python -m pytest -m "not slow"
+
+.venv-lowest/.test: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints-lowest.txt --editable ".[demo,test]"
 	touch $@
 
 # On what GPU there is, into benchmarks/RESULTS-GPU.md; without one it says so and fails.
@@ -86,4 +96,4 @@ $(BIN)/pip: | $(BIN)/python
 	@test -e $@ || $(BIN)/python -m ensurepip --default-pip
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-jax .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-jax .venv-lowest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -71,7 +71,7 @@ def test_links_within_the_project_lead_somewhere(page):
 
 
 def test_every_scalar_logged_to_tensorboard_is_in_the_table_of_numbers():
-    from ntkwatch.integrations.tensorboard import SCALARS
+    from ntkwatch.integrations.dashboard.tensorboard import SCALARS
 
     table = (ROOT / "docs" / "metrics.md").read_text()
     tags = {*SCALARS, "top_eigenvalue_1", "strength", "overhead_share"}

@@ -51,7 +51,7 @@ def recorded(place: Path) -> History:
     try:
         return read_history(_history_file(place))
     except HistoryError as error:
-        from ntkwatch.integrations.checkpoint_places import find_checkpoints
+        from ntkwatch.integrations.checkpoints.places import find_checkpoints
 
         try:
             found = find_checkpoints([place])
@@ -97,9 +97,9 @@ def measured(
 ) -> tuple[History, str]:
     """The history of a series of checkpoints, and what to call it."""
     from ntkwatch.integrations.arguments import named_object
-    from ntkwatch.integrations.checkpoint_places import find_checkpoints
-    from ntkwatch.integrations.checkpoint_series import in_order
-    from ntkwatch.integrations.checkpoints import CheckpointReading, watch_checkpoints
+    from ntkwatch.integrations.checkpoints.places import find_checkpoints
+    from ntkwatch.integrations.checkpoints.series import in_order
+    from ntkwatch.integrations.checkpoints.watching import CheckpointReading, watch_checkpoints
     from ntkwatch.watch.store import RunFiles
 
     model_name, model_kept, data, data_kept = _named(cli, model_name, data, probe_file)

@@ -29,8 +29,8 @@ from ntkwatch.integrations.huggingface_facts import (
     whole_model,
 )
 from ntkwatch.integrations.huggingface_probe import PassingBatches, probe_of_trainer
-from ntkwatch.integrations.outlet import Outlet, OutletSettings
-from ntkwatch.integrations.watched_run import WatchedRun
+from ntkwatch.integrations.run.outlet import Outlet, OutletSettings
+from ntkwatch.integrations.run.watched_run import WatchedRun
 from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.watch.history import History
 from ntkwatch.watch.schedule import Schedule
@@ -218,9 +218,10 @@ class NTKTrainerCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Gather a probe from the batches that have passed, while the weights are as they were."""
         run, model = self._watching, whole_model(parts["model"])
-        if run is not None and parts.get("optimizer") is not None:
+        optimizer = parts.get("optimizer")
+        if run is not None and optimizer is not None and not run.follows(optimizer):
             with run.harmless(state.global_step):
-                run.before_step(parts["optimizer"], 0, state.global_step)
+                run.before_step(optimizer, 0, lambda: state.global_step)
         if run is None or self._passing is None:
             return
         with run.harmless(state.global_step):
@@ -237,7 +238,8 @@ class NTKTrainerCallback(TrainerCallback):
             return
         with run.harmless(state.global_step):
             run.note_loss(self._loss.of_step(self._trainer))
-            run.observe_if_due(model, **place_of(state))
+            if run.is_due(state.global_step):
+                run.observe_if_due(model, **place_of(state))
         if control.should_save:
             self._leave_word(state)
 

@@ -19,8 +19,9 @@ from ntkwatch.integrations.arguments import (
     tracker_settings,
 )
 from ntkwatch.integrations.callback_base import CallbackBase
-from ntkwatch.integrations.crew import Crew, News
-from ntkwatch.integrations.outlet import Outlet, OutletSettings
+from ntkwatch.integrations.processes.crew import Crew, News
+from ntkwatch.integrations.run.outlet import Outlet, OutletSettings
+from ntkwatch.integrations.run.watched_run import WatchedRun
 from ntkwatch.integrations.trainer_facts import (
     averages_weights,
     can_watch,
@@ -34,7 +35,6 @@ from ntkwatch.integrations.trainer_facts import (
     training_facts,
 )
 from ntkwatch.integrations.trainer_probe import held_out_of_run, probe_of_run
-from ntkwatch.integrations.watched_run import WatchedRun
 from ntkwatch.jacobian.spec import BatchNormMode
 from ntkwatch.watch.history import History
 from ntkwatch.watch.schedule import Schedule
@@ -259,6 +259,8 @@ class NTKMonitor(CallbackBase):
         self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int
     ) -> None:
         """Take the reference at the first batch, before the first update."""
+        if self._crew.is_alone and self._run is not None and self._run.has_reference:
+            return  # as at nearly every step
         with self._crew.meeting("batch start", pl_module, trainer.global_step, self._news):
             if self._run is None or self._run.stood_down or self._run.has_reference:
                 return
@@ -269,22 +271,26 @@ class NTKMonitor(CallbackBase):
         self, trainer: Any, pl_module: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         """Count what weight decay does in this step, if it is taken."""
-        if self._run is None or self._run.stood_down:
+        if self._run is None or self._run.stood_down or self._run.follows(optimizer):
             return
         with self._run.harmless(trainer.global_step):
             number = number_of(optimizer, trainer)
-            self._run.before_step(optimizer, number, trainer.global_step)
+            self._run.before_step(optimizer, number, lambda: trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Observe if the schedule says so and the budget allows it."""
-        with self._crew.meeting("batch end", pl_module, trainer.global_step, self._news):
+        step = trainer.global_step
+        with self._crew.meeting("batch end", pl_module, step, self._news):
             if self._run is None or self._run.stood_down:
                 return
-            with self._run.harmless(trainer.global_step):
-                self._run.note_loss(loss_of(trainer, outputs))
-                self._run.observe_if_due(pl_module, **place_of(trainer))
+            with self._run.harmless(step):
+                # Lightning makes a copy of the loss itself, where it does the optimization.
+                ours = bool(pl_module.automatic_optimization)
+                self._run.note_loss(loss_of(trainer, outputs), ours=ours)
+                if self._run.is_due(step):
+                    self._run.observe_if_due(pl_module, **place_of(trainer))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make do with the rows of one epoch, where a probe is gathered: they would come again."""

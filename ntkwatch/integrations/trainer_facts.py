@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ntkwatch.errors import InputError
-from ntkwatch.integrations.crew import Crew
+from ntkwatch.integrations.processes.crew import Crew
 from ntkwatch.watch.team import Team
 from ntkwatch.watch.training import LossFunction, Training, training_of
 

@@ -10,9 +10,8 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Literal, Self
 
 from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.records import Observation
@@ -32,7 +31,8 @@ _BRIEF_SHARE = 0.7
 _WORTH_IT = 0.6
 # Before one was made, its price as a part of the reference's, which holds every check besides.
 _GUESSED: dict[Kind, float] = {"whole": 0.6, "brief": 0.1}
-_PATIENCE = 0.002  # of the time so far, after which what was too dear is asked for again
+# What was too dear is asked for again after a part of the time so far, and after some seconds.
+_PATIENCE, _LEAST_PATIENCE = 0.002, 0.05
 _REPORT = 0.7  # seconds: loading what draws the page, and the page of an ordinary run
 _MARGIN = 1.2  # on what is put aside for the end, whose price is not known before
 
@@ -63,7 +63,7 @@ class OverheadBudget:
         self._first_step, self._total_steps = 0, 0
         self._time_left: Callable[[], float | None] | None = None
         self._at_first: float | None = None
-        self._ask_again = 0.0
+        self._ask_again = -math.inf  # on the clock
 
     def start(self) -> None:
         """Begin to count wall time."""
@@ -98,22 +98,23 @@ class OverheadBudget:
 
     # What was spent. ------------------------------------------------------------------------------
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
+    def counting(self) -> Self:
         """Count what happens inside as spent on watching; once, however deep it is nested.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context: this object itself, since it is entered several times at every step.
         """
+        return self
+
+    def __enter__(self) -> None:
         if self._depth == 0:
             self._since = self._clock()
         self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if self._depth == 0:
-                self._spent += self._clock() - self._since
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._spent += self._clock() - self._since
 
     def note_price(self, seconds: float, kind: Kind | None) -> None:
         """Learn what an observation cost.
@@ -178,6 +179,11 @@ class OverheadBudget:
 
     # What is affordable. --------------------------------------------------------------------------
 
+    @property
+    def is_asked_in_vain(self) -> bool:
+        """Whether nothing was affordable a moment ago, so that asking again is not worth it."""
+        return self._clock() < self._ask_again
+
     def choice(self, step: int) -> Kind | None:
         """Return the kind of observation to make now, or None if neither is affordable.
 
@@ -187,10 +193,12 @@ class OverheadBudget:
         Returns:
             "whole" where that is affordable, else "brief" where that is, and is worth it.
         """
-        if self.elapsed < self._ask_again:
+        if self.is_asked_in_vain:
             return None
         kind = self._affordable(step)
-        self._ask_again = 0.0 if kind is not None else self.elapsed * (1 + _PATIENCE)
+        if kind is None:
+            patience = max(_PATIENCE * self.elapsed, _LEAST_PATIENCE)
+            self._ask_again = self._clock() + patience
         return kind
 
     def _affordable(self, step: int) -> Kind | None:

@@ -83,11 +83,15 @@ class DecayClock:
         """
         optimizer = getattr(optimizer, "optimizer", optimizer)  # inside a wrapper of Accelerate
         before = self._optimizers.get(number)
-        if before is None or before() is not optimizer:
+        is_new = before is None or before() is not optimizer
+        if is_new:
             self._optimizers[number] = weakref.ref(optimizer)
+        overflow = getattr(optimizer, "found_inf", None)
         for place, settings in enumerate(optimizer.param_groups):
-            group = self._groups.setdefault(f"{number}.{place}", _Group())
-            if before is not None and before() is not optimizer:
+            group = self._groups.get(f"{number}.{place}")
+            if group is None:
+                group = self._groups[f"{number}.{place}"] = _Group()
+            if is_new and before is not None:
                 group.momentum, group.moving = 0.0, False  # a new optimizer starts at rest
                 group.members = []
             if len(group.members) != len(settings["params"]):
@@ -95,7 +99,6 @@ class DecayClock:
             left, momentum = group.left, group.momentum
             self._step(group, optimizer, settings)
             # A fused step is told by a gradient scaler, on the device, whether to do nothing.
-            overflow = getattr(optimizer, "found_inf", None)
             if isinstance(overflow, Tensor):
                 taken = (overflow == 0).to(widest_float(overflow.device))
                 group.left = left + taken * (group.left - left)

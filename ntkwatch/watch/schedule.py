@@ -18,16 +18,21 @@ class Schedule:
 
     Args:
         every_n: Observe whenever this many more steps are done; None for dense, then sparser.
+
+    Attributes:
+        next_step: The first step at which an observation will be due.
     """
 
     def __init__(self, every_n: int | None = None) -> None:
         self.every_n = every_n
         self._max_gap = math.inf
         self._last: int | None = None
+        self.next_step: float = -math.inf
 
     def expect(self, total_steps: int | None) -> None:
         """Say how many steps the run will take: gaps then stop growing at a 25th of it."""
         self._max_gap = max(1, math.ceil(total_steps / _FEWEST)) if total_steps else math.inf
+        self.next_step = self._next()
 
     def is_due(self, step: int) -> bool:
         """Return whether an observation is due at a step.
@@ -40,9 +45,7 @@ class Schedule:
         """
         return step >= self.next_step
 
-    @property
-    def next_step(self) -> float:
-        """The first step at which an observation will be due."""
+    def _next(self) -> float:
         if self._last is None:
             return -math.inf
         if self.every_n is not None:
@@ -52,3 +55,4 @@ class Schedule:
     def done(self, step: int) -> None:
         """Note that an observation was made, or tried, at a step."""
         self._last = step
+        self.next_step = self._next()

@@ -22,14 +22,14 @@ from safetensors.torch import save_file
 from ntkwatch import read_history
 from ntkwatch.__main__ import main
 from ntkwatch.errors import CheckpointError
-from ntkwatch.integrations import checkpoint_series
-from ntkwatch.integrations.checkpoint_files import (
+from ntkwatch.integrations.checkpoints import series as checkpoint_series
+from ntkwatch.integrations.checkpoints.files import (
     number_in_name,
     read_checkpoint,
 )
-from ntkwatch.integrations.checkpoint_places import find_checkpoints
-from ntkwatch.integrations.checkpoint_series import in_order
-from ntkwatch.integrations.checkpoint_weights import load_weights
+from ntkwatch.integrations.checkpoints.places import find_checkpoints
+from ntkwatch.integrations.checkpoints.series import in_order
+from ntkwatch.integrations.checkpoints.weights import load_weights
 
 
 class Bomb:

@@ -18,12 +18,12 @@ from torch.nn import functional
 from ntkwatch import KernelTracker, NTKMonitor, ProbeBatch, judge, read_history
 from ntkwatch.__main__ import main
 from ntkwatch.errors import CheckpointError
-from ntkwatch.integrations import checkpoints as under_test
-from ntkwatch.integrations.checkpoint_files import read_checkpoint
-from ntkwatch.integrations.checkpoint_places import find_checkpoints
-from ntkwatch.integrations.checkpoint_series import in_order
-from ntkwatch.integrations.checkpoint_weights import load_weights
-from ntkwatch.integrations.checkpoints import CheckpointReading, watch_checkpoints
+from ntkwatch.integrations.checkpoints import watching as under_test
+from ntkwatch.integrations.checkpoints.files import read_checkpoint
+from ntkwatch.integrations.checkpoints.places import find_checkpoints
+from ntkwatch.integrations.checkpoints.series import in_order
+from ntkwatch.integrations.checkpoints.watching import CheckpointReading, watch_checkpoints
+from ntkwatch.integrations.checkpoints.weights import load_weights
 from ntkwatch.watch.plain import to_plain
 from ntkwatch.watch.records import TIMINGS
 

@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from ntkwatch import ProbeBatch
-from ntkwatch.integrations.dashboard import Dashboard, pictured
-from ntkwatch.integrations.displays import display_of
-from ntkwatch.integrations.tensorboard import layout_of, margins_of, scalars_of
-from ntkwatch.integrations.verdict_text import turns_of, verdict_text
+from ntkwatch.integrations.dashboard.board import Dashboard, pictured
+from ntkwatch.integrations.dashboard.displays import display_of
+from ntkwatch.integrations.dashboard.tensorboard import layout_of, margins_of, scalars_of
+from ntkwatch.integrations.dashboard.verdict_text import turns_of, verdict_text
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import NOT_TAKEN, Gap
 from ntkwatch.watch.schedule import Schedule

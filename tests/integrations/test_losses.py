@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ntkwatch.integrations.losses import Losses
+from ntkwatch.integrations.run.losses import Losses
 
 
 def test_the_mean_is_over_the_last_twenty_and_the_first_is_kept():

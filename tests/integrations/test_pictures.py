@@ -7,8 +7,8 @@ import pytest
 import torch
 from report.made_runs import HOSTILE, LAYERS, feature_observations, lazy_observations, renamed
 
-from ntkwatch.integrations.layer_map import layer_picture
-from ntkwatch.integrations.pictures import kernel_picture, spectrum_picture
+from ntkwatch.integrations.dashboard.layer_map import layer_picture
+from ntkwatch.integrations.dashboard.pictures import kernel_picture, spectrum_picture
 from ntkwatch.watch.bands import Bands
 
 CLASSES = [2, 0, 1] * 8

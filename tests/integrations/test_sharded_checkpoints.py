@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from ntkwatch.__main__ import main
 from ntkwatch.errors import CheckpointError
-from ntkwatch.integrations.checkpoint_files import read_checkpoint
-from ntkwatch.integrations.checkpoint_places import find_checkpoints
-from ntkwatch.integrations.checkpoint_series import digest_of, in_order
+from ntkwatch.integrations.checkpoints.files import read_checkpoint
+from ntkwatch.integrations.checkpoints.places import find_checkpoints
+from ntkwatch.integrations.checkpoints.series import digest_of, in_order
 from ntkwatch.watch.history import read_history
 
 MODEL = ["--model", "integrations.plain_training:Net", "--set", "width=12"]

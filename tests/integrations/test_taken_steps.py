@@ -20,7 +20,7 @@ from integrations.trainings import (
 from torch import nn
 
 from ntkwatch import NTKMonitor, NTKTrainerCallback
-from ntkwatch.integrations.taken_steps import TakenSteps
+from ntkwatch.integrations.run.taken_steps import TakenSteps
 
 pl = lightning()
 

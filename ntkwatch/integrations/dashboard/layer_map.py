@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkwatch.integrations.canvas import INK, QUIET, SIZE, Pixels, pixels, plain, sheet, style
+from ntkwatch.integrations.dashboard.canvas import (
+    INK,
+    QUIET,
+    SIZE,
+    Pixels,
+    pixels,
+    plain,
+    sheet,
+    style,
+)
 from ntkwatch.report.words import clean, shorten
 from ntkwatch.watch.bands import Bands
 from ntkwatch.watch.records import Observation

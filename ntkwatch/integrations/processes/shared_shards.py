@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from ntkwatch.errors import HistoryError
-from ntkwatch.integrations.mishaps import in_words
+from ntkwatch.integrations.run.mishaps import in_words
 from ntkwatch.jacobian.parameters import parameters_of
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.shard_files import Part, path_of_part, read_part, write_part

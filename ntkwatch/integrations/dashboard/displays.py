@@ -8,7 +8,7 @@ import logging
 import re
 from typing import Any, Protocol
 
-from ntkwatch.integrations.canvas import Pixels
+from ntkwatch.integrations.dashboard.canvas import Pixels
 
 __all__ = ["Display", "MLFlowDisplay", "SummaryDisplay", "WandbDisplay", "display_of"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ntkwatch.integrations.actions import do_all
-from ntkwatch.integrations.dashboard import Dashboard
-from ntkwatch.integrations.tensorboard import scalars_of
+from ntkwatch.integrations.dashboard.actions import do_all
+from ntkwatch.integrations.dashboard.board import Dashboard
+from ntkwatch.integrations.dashboard.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
 from ntkwatch.report.kept_kernels import read_kernel_pair
 from ntkwatch.watch.plain import to_plain

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ntkwatch.errors import CheckpointError
-from ntkwatch.integrations.checkpoint_files import (
+from ntkwatch.integrations.checkpoints.files import (
     Checkpoint,
     Weights,
     number_in_name,
     read_checkpoint,
 )
-from ntkwatch.integrations.checkpoint_places import name_of
-from ntkwatch.integrations.checkpoint_shards import files_of
+from ntkwatch.integrations.checkpoints.places import name_of
+from ntkwatch.integrations.checkpoints.shards import files_of
 
 __all__ = ["Entry", "Series", "Skipped", "digest_of", "in_order"]
 

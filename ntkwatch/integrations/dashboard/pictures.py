@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ntkwatch.integrations.canvas import INK, QUIET, SIZE, Pixels, pixels, sheet, style
+from ntkwatch.integrations.dashboard.canvas import INK, QUIET, SIZE, Pixels, pixels, sheet, style
 from ntkwatch.kernel.drift import kernel_angle
 from ntkwatch.kernel.spectrum import effective_rank, rounding_floor
 from ntkwatch.report.colours import STRENGTH_COLOURS

@@ -3,15 +3,15 @@
 Time is counted here, too, since failures cost like successes.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Literal
 
 from ntkwatch.errors import DivergedError
-from ntkwatch.integrations.late_reference import LateReference, may_pass
-from ntkwatch.integrations.mishaps import Mishaps, in_words
-from ntkwatch.integrations.observer import Observer
-from ntkwatch.integrations.outlet import Outlet
+from ntkwatch.integrations.run.late_reference import LateReference, may_pass
+from ntkwatch.integrations.run.mishaps import Mishaps, in_words
+from ntkwatch.integrations.run.observer import Observer
+from ntkwatch.integrations.run.outlet import Outlet
 from ntkwatch.watch.budget import OverheadBudget
 from ntkwatch.watch.history import History
 from ntkwatch.watch.records import Gap
@@ -19,7 +19,7 @@ from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.verdict import Verdict
 
-__all__ = ["Harmless"]
+__all__ = ["Harmless", "Kept"]
 
 
 class Harmless:
@@ -77,31 +77,29 @@ class Harmless:
         """Whether failures have ended the watching."""
         return self._mishaps.stood_down
 
-    @contextmanager
-    def harmless(self, step: int) -> Iterator[None]:
+    def harmless(self, step: int | Callable[[], int]) -> "Kept":
         """Keep failures away from the training, as ``on_error`` says, and count the time.
 
         Args:
-            step: Optimizer steps taken so far.
+            step: Optimizer steps taken so far, or what tells them if that is asked.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context.
         """
-        self._budget.start()
-        with self._budget.counting():
-            try:
-                yield
-            except DivergedError as error:
-                if not self.has_reference:
-                    self._failed(step, error)
-                elif self._mishaps.diverged(step, error):
-                    self._missed(Gap(step=step, reason=in_words(error), kind="diverged"))
-            except Exception as error:
-                self._failed(step, error)
+        return Kept(self, self._budget, step)
+
+    def caught(self, step: int, error: Exception) -> bool:
+        """Do what follows a failure, and return whether it goes no further."""
+        if isinstance(error, DivergedError) and self.has_reference:
+            if self._mishaps.diverged(step, error):
+                self._missed(Gap(step=step, reason=in_words(error), kind="diverged"))
+            return True
+        if self._mishaps.raises:
+            return False
+        self._failed(step, error)
+        return True
 
     def _failed(self, step: int, error: Exception) -> None:
-        if self._mishaps.raises:
-            raise error
         tries_again = self._tracker is not None and may_pass(error)
         has_reference, gap = self.has_reference, Gap(step=step, reason=in_words(error))
         self._mishaps.failed(step, error, has_reference=has_reference, tries_again=tries_again)
@@ -113,3 +111,38 @@ class Harmless:
     def _missed(self, gap: Gap) -> None:
         assert self._tracker is not None
         self._observer.missed(self._tracker, self.files, gap)
+
+
+class Kept:
+    """The context of ``Harmless.harmless``: no generator, since it is entered at every step.
+
+    Args:
+        run: That is kept from harm.
+        budget: Counts the time.
+        step: Optimizer steps taken so far, or what tells them.
+    """
+
+    __slots__ = ("_budget", "_run", "_step")
+
+    def __init__(
+        self, run: Harmless, budget: OverheadBudget, step: int | Callable[[], int]
+    ) -> None:
+        self._run, self._budget, self._step = run, budget, step
+
+    def __enter__(self) -> None:
+        self._budget.start()
+        self._budget.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        try:
+            if not isinstance(error, Exception):
+                return False
+            step = self._step if isinstance(self._step, int) else self._step()
+            return self._run.caught(step, error)
+        finally:
+            self._budget.__exit__()

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ntkwatch.integrations.losses import Losses
-from ntkwatch.integrations.mishaps import Mishaps, in_words
-from ntkwatch.integrations.outlet import FOLDER, Outlet
+from ntkwatch.integrations.run.losses import Losses
+from ntkwatch.integrations.run.mishaps import Mishaps, in_words
+from ntkwatch.integrations.run.outlet import FOLDER, Outlet
 from ntkwatch.jacobian.memory import is_out_of_memory
 from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.budget import Kind, OverheadBudget

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkwatch.integrations.actions import do_all
-from ntkwatch.integrations.canvas import Pixels
-from ntkwatch.integrations.displays import Display, SummaryDisplay, display_of
-from ntkwatch.integrations.layer_map import layer_picture
-from ntkwatch.integrations.pictures import kernel_picture, spectrum_picture
-from ntkwatch.integrations.tensorboard import (
+from ntkwatch.integrations.dashboard.actions import do_all
+from ntkwatch.integrations.dashboard.canvas import Pixels
+from ntkwatch.integrations.dashboard.displays import Display, SummaryDisplay, display_of
+from ntkwatch.integrations.dashboard.layer_map import layer_picture
+from ntkwatch.integrations.dashboard.pictures import kernel_picture, spectrum_picture
+from ntkwatch.integrations.dashboard.tensorboard import (
     SCALARS,
     layout_of,
     log_spectrum,
     margins_of,
 )
-from ntkwatch.integrations.verdict_text import Turn, turns_of, verdict_text
+from ntkwatch.integrations.dashboard.verdict_text import Turn, turns_of, verdict_text
 from ntkwatch.kernel.spectrum import eigenvalues
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.history import History

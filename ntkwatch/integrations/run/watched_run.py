@@ -11,16 +11,16 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
-from ntkwatch.integrations.beginning import Beginning, earlier_part
-from ntkwatch.integrations.closing import closing_words
-from ntkwatch.integrations.crew import Crew
-from ntkwatch.integrations.gathering import Gathering
-from ntkwatch.integrations.harmless import Harmless
-from ntkwatch.integrations.late_reference import LateReference
-from ntkwatch.integrations.mishaps import say
-from ntkwatch.integrations.outlet import FOLDER, Outlet
-from ntkwatch.integrations.resumption import EarlierPart, free_folder
-from ntkwatch.integrations.taken_steps import TakenSteps
+from ntkwatch.integrations.processes.crew import Crew
+from ntkwatch.integrations.run.beginning import Beginning, earlier_part
+from ntkwatch.integrations.run.closing import closing_words
+from ntkwatch.integrations.run.gathering import Gathering
+from ntkwatch.integrations.run.harmless import Harmless
+from ntkwatch.integrations.run.late_reference import LateReference
+from ntkwatch.integrations.run.mishaps import say
+from ntkwatch.integrations.run.outlet import FOLDER, Outlet
+from ntkwatch.integrations.run.resumption import EarlierPart, free_folder
+from ntkwatch.integrations.run.taken_steps import TakenSteps
 from ntkwatch.watch.budget import Kind
 from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.probe import ProbeBatch
@@ -86,7 +86,7 @@ class WatchedRun(Harmless):
         self._beginning = Beginning()
         self._gathering: Gathering | None = None
         self._finished = False
-        self._steps, self._steps_done = TakenSteps(), 0
+        self._steps = TakenSteps()
 
     @property
     def next_step(self) -> float:
@@ -222,26 +222,40 @@ class WatchedRun(Harmless):
         for gap in late.gaps:
             self._missed(gap)
 
-    def note_loss(self, loss: Tensor | None) -> None:
-        """Keep the training step's loss."""
-        self._observer.losses.note(loss)
+    def note_loss(self, loss: Tensor | None, *, ours: bool = False) -> None:
+        """Keep the training step's loss, a copy unless it is ours to keep."""
+        self._observer.losses.note(loss, ours=ours)
 
-    def before_step(self, optimizer: Any, number: int, step: int) -> None:
+    def follows(self, optimizer: Any) -> bool:
+        """Return whether an optimizer's steps are told without a call before each of them."""
+        return self._steps.follows(optimizer)
+
+    def before_step(self, optimizer: Any, number: int, step: Callable[[], int]) -> None:
         """Count what weight decay does in the optimizer step that is about to be taken, if it is.
 
         Args:
             optimizer: About to step.
             number: Which of several optimizers it is.
-            step: Optimizer steps taken so far.
+            step: Tells the optimizer steps taken so far.
         """
 
         def count(stepped: Any) -> None:
             if not self.stood_down:
-                with self.harmless(self._steps_done):
+                with self.harmless(step):
                     self._beginning.decay.note(stepped, number)
 
-        self._steps_done = step
-        self._steps.follow(optimizer, count)
+        if not self.follows(optimizer):
+            self._steps.follow(optimizer, count)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether it is worth asking for an observation, which most steps need not.
+
+        Args:
+            step: Optimizer steps taken so far.
+        """
+        if not self.has_reference or step < self.next_step:
+            return False
+        return self._promised is None or not self._budget.is_asked_in_vain
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""

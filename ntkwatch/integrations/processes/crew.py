@@ -6,15 +6,15 @@ others do what the first process asks of them until it says to go on. No framewo
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
 from ntkwatch.errors import ProcessError
-from ntkwatch.integrations.mirrored import LeadingTracker, Mirror
-from ntkwatch.integrations.shared_shards import SharedShards
+from ntkwatch.integrations.processes.mirrored import LeadingTracker, Mirror
+from ntkwatch.integrations.processes.shared_shards import SharedShards
 from ntkwatch.watch.asking import Asking
 from ntkwatch.watch.helping import Helper
 from ntkwatch.watch.request import Request, in_words
@@ -97,10 +97,9 @@ class Crew:
             return None
         return SharedShards(self._team, model, lambda: self._is_meeting and not self.is_alone)
 
-    @contextmanager
     def meeting(
         self, hook: Hook, model: nn.Module, step: int, news: Callable[[], News]
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Meet, if it is time: the first process observes inside this, while the others help it.
 
         Args:
@@ -109,13 +108,18 @@ class Crew:
             step: Optimizer steps taken so far.
             news: Called at the end, in the first process.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context.
         """
-        team = self._team
-        if team is None or not self._is_due(hook, step):
-            yield
-        elif not team.is_first:
+        if self._team is None or not self._is_due(hook, step):
+            return nullcontext()
+        return self._meeting(hook, model, self._team, news)
+
+    @contextmanager
+    def _meeting(
+        self, hook: Hook, model: nn.Module, team: Team, news: Callable[[], News]
+    ) -> Iterator[None]:
+        if not team.is_first:
             self._help(hook, model, team)
             yield
         else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkwatch.errors import HistoryError
-from ntkwatch.integrations.resumption import EarlierPart, take_up
+from ntkwatch.integrations.run.resumption import EarlierPart, take_up
 from ntkwatch.watch.decay import DecayClock
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.store import RunFiles

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ntkwatch.errors import CheckpointError
-from ntkwatch.integrations.checkpoint_shards import (
+from ntkwatch.integrations.checkpoints.shards import (
     DISTRIBUTED,
     SHARD_INDEX,
     read_distributed,

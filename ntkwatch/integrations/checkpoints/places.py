@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ntkwatch.errors import CheckpointError
-from ntkwatch.integrations.checkpoint_shards import DISTRIBUTED, SHARD_INDEX
+from ntkwatch.integrations.checkpoints.shards import DISTRIBUTED, SHARD_INDEX
 
 __all__ = ["SUFFIXES", "find_checkpoints", "name_of"]
 

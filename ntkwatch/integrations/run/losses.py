@@ -18,10 +18,15 @@ class Losses:
         self._last: deque[Tensor] = deque(maxlen=_WINDOW)
         self._first: Tensor | None = None
 
-    def note(self, loss: Tensor | None) -> None:
-        """Keep the loss of a batch, unless there is none or it is no number."""
+    def note(self, loss: Tensor | None, *, ours: bool = False) -> None:
+        """Keep the loss of a batch, unless there is none or it is no number.
+
+        Args:
+            loss: As training computed it.
+            ours: Whether it has no graph and nobody will write to it, so that it is not copied.
+        """
         if loss is not None and loss.numel() == 1:
-            self._last.append(loss.detach().clone())  # no more than that, at every step
+            self._last.append(loss if ours else loss.detach().clone())
             if self._first is None:
                 self._first = self._last[-1]
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ntkwatch.errors import NtkwatchError, ProcessError
-from ntkwatch.integrations.mirror_messages import Begin, GoOn, Observe, packed, unpacked
-from ntkwatch.integrations.shared_shards import ReadPart, WritePart, read_own, write_own
+from ntkwatch.integrations.processes.mirror_messages import Begin, GoOn, Observe, packed, unpacked
+from ntkwatch.integrations.processes.shared_shards import ReadPart, WritePart, read_own, write_own
 from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch

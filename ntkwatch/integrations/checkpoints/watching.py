@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from ntkwatch.errors import DivergedError, HistoryError, NtkwatchError
-from ntkwatch.integrations.checkpoint_files import Weights, read_checkpoint
-from ntkwatch.integrations.checkpoint_places import name_of
-from ntkwatch.integrations.checkpoint_series import Entry, Series, digest_of
-from ntkwatch.integrations.checkpoint_weights import load_weights
-from ntkwatch.integrations.mishaps import in_words
-from ntkwatch.integrations.outlet import Outlet, OutletSettings
-from ntkwatch.integrations.probe_loss import LossFn, loss_on_probe
-from ntkwatch.integrations.resumption import free_folder
+from ntkwatch.integrations.checkpoints.files import Weights, read_checkpoint
+from ntkwatch.integrations.checkpoints.places import name_of
+from ntkwatch.integrations.checkpoints.probe_loss import LossFn, loss_on_probe
+from ntkwatch.integrations.checkpoints.series import Entry, Series, digest_of
+from ntkwatch.integrations.checkpoints.weights import load_weights
+from ntkwatch.integrations.run.mishaps import in_words
+from ntkwatch.integrations.run.outlet import Outlet, OutletSettings
+from ntkwatch.integrations.run.resumption import free_folder
 from ntkwatch.watch.history import History, read_history
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Gap, GapKind
