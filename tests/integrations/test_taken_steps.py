@@ -151,3 +151,35 @@ def test_an_optimizer_of_another_make_is_counted_before_it_steps():
         steps.follow(own, told.append)
     steps.let_go()
     assert told == [own, own]
+
+
+class _Wrapper:
+    """As Accelerate makes them; this one can have no weak references."""
+
+    __slots__ = ("optimizer",)
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+class _Referable(_Wrapper):
+    """The same, and it can."""
+
+
+@pytest.mark.parametrize("wrapper", [_Wrapper, _Referable, lambda own: own])
+def test_a_step_is_told_once_however_often_and_in_what_wrapper_it_was_followed(wrapper):
+    weight = nn.Parameter(torch.ones(()))
+    own, told = torch.optim.SGD([weight], lr=0.1), []
+    steps, kept = TakenSteps(), wrapper(own)
+    assert not steps.follows(kept)
+    for _ in range(3):
+        steps.follow(kept, told.append)
+        steps.follow(wrapper(own), told.append)  # gone at once
+        own.step()
+    assert told == [own] * 3
+    assert steps.follows(kept) is (wrapper is not _Wrapper)
+    assert not steps.follows(torch.optim.SGD([weight], lr=0.1))
+    steps.let_go()
+    own.step()
+    assert told == [own] * 3
+    assert not steps.follows(kept)

@@ -227,7 +227,7 @@ class WatchedRun(Harmless):
         self._observer.losses.note(loss, ours=ours)
 
     def follows(self, optimizer: Any) -> bool:
-        """Return whether an optimizer's steps are told without a call before each of them."""
+        """Return whether an optimizer's steps are told without another call of ``before_step``."""
         return self._steps.follows(optimizer)
 
     def before_step(self, optimizer: Any, number: int, step: Callable[[], int]) -> None:
@@ -244,8 +244,7 @@ class WatchedRun(Harmless):
                 with self.harmless(step):
                     self._beginning.decay.note(stepped, number)
 
-        if not self.follows(optimizer):
-            self._steps.follow(optimizer, count)
+        self._steps.follow(optimizer, count)
 
     def is_due(self, step: int) -> bool:
         """Return whether it is worth asking for an observation, which most steps need not.
