@@ -27,6 +27,8 @@ _ENOUGH = 3
 # Of what there is for observing, the part that brief observations may take: they are many and
 # cheap, and draw the curves between whole ones.
 _BRIEF_SHARE = 0.7
+# Whole ones beyond reference and end come after so many looks in all are sure: a curve first.
+_FEWEST = 25
 # A brief observation that costs more of a whole one than this is not worth its gaps.
 _WORTH_IT = 0.6
 # Before one was made, its price as a part of the reference's, which holds every check besides.
@@ -53,7 +55,7 @@ class OverheadBudget:
         self._start: float | None = None
         self._spent, self._before = 0.0, (0.0, 0.0)
         self._depth, self._since = 0, 0.0
-        self._reference = 0.0
+        self._reference, self._made = 0.0, 0
         self._on: dict[Kind, float] = {"whole": 0.0, "brief": 0.0}
         self._recent: dict[Kind, deque[float]] = {
             "whole": deque(maxlen=_RECENT),
@@ -128,6 +130,7 @@ class OverheadBudget:
             for guessed, part in _GUESSED.items():
                 self._prices[guessed] = part * self._reference
             return
+        self._made += 1
         self._on[kind] += seconds
         self._recent[kind].append(seconds)
         self._prices[kind] = self._price(kind)
@@ -204,13 +207,17 @@ class OverheadBudget:
     def _affordable(self, step: int) -> Kind | None:
         whole, brief = self._prices["whole"], self._prices["brief"]
         purse, now = self._purse(step)
-        on_observing = sum(self._on.values())
-        if on_observing + whole * (1 - self.max_overhead) <= now:
+        on_observing, rest = sum(self._on.values()), 1 - self.max_overhead
+        is_worth_it = brief <= _WORTH_IT * whole
+        curve = brief * rest * max(0, _FEWEST - self._made) if is_worth_it else 0.0
+        after = on_observing + whole * rest
+        if after <= now and after + curve <= purse:
             return "whole"
-        if brief > _WORTH_IT * whole or on_observing + brief * (1 - self.max_overhead) > now:
+        if not is_worth_it or on_observing + brief * rest > now:
             return None
         # Where what is put by would never pay for a whole one, nothing is.
-        part = _BRIEF_SHARE if (1 - _BRIEF_SHARE) * purse >= whole else 1.0
+        puts_by = (1 - _BRIEF_SHARE) * purse >= whole and _BRIEF_SHARE * purse >= _FEWEST * brief
+        part = _BRIEF_SHARE if puts_by else 1.0
         return "brief" if self._on["brief"] + brief <= part * now else None
 
     def _purse(self, step: int) -> tuple[float, float]:

@@ -212,6 +212,25 @@ def test_part_of_the_money_is_put_by_for_whole_observations():
     assert len(run.of("brief")) > len(run.of("whole"))
 
 
+def test_a_curve_of_many_brief_ones_comes_before_any_whole_one():
+    """The same ResNet on two threads, where a whole one would take the place of five brief ones."""
+    run = _Run(0.02, step=0.083, known=True, reference=2.2, whole=1.5, brief=0.25, report=0.5)
+    schedule = Schedule()
+    schedule.expect(7200)
+    affordable = run.budget.choice
+    run.budget.choice = lambda step: affordable(step) if _due(schedule, step) else None
+    spend = run._spend
+
+    def checked_at_times(what: str) -> None:
+        run.prices["brief"] = {0: 1.0, 7: 0.5}.get(len(run.of("brief")), 0.25)
+        spend(what)
+
+    run._spend = checked_at_times
+    assert run.train(7200) <= 0.02
+    assert len(run.seen) + 2 >= 20
+    assert run.of("whole") == []
+
+
 def test_where_brief_ones_save_little_all_are_whole():
     run = _Run(0.02, step=0.5, known=True, brief=1.5)
     run.train(7200)
