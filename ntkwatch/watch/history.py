@@ -65,7 +65,7 @@ class History:
         last = self._kept.last
         if last is None or observation.step > last.step:
             self._kept.append(observation)
-        else:  # rare: the loss at the start becomes known, or a step is seen again
+        elif not self._kept.replace_last(observation):  # rare: an earlier step is seen again
             self._keep(_by_step((*self._kept, observation)))
 
     def pack(self) -> None:

@@ -55,6 +55,22 @@ class Observations:
             self._blocks.append(_packed(self._recent[:_BLOCK]))
             self._recent = self._recent[_BLOCK:]
 
+    def replace_last(self, observation: Observation) -> bool:
+        """Put another one of the same step in the place of the newest, if nothing else changes.
+
+        Returns:
+            Whether it was: not for another step, nor where one is brief and the other is not.
+        """
+        last = self.last
+        if last is None or (last.step, last.is_brief) != (observation.step, observation.is_brief):
+            return False
+        if self.first is last:
+            self.first = observation
+        if self.last_whole is last:
+            self.last_whole = observation
+        self.last = self._recent[-1] = observation
+        return True
+
     @property
     def whole_steps(self) -> tuple[int, ...]:
         """The steps of those that are not brief, ascending."""

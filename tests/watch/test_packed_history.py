@@ -3,6 +3,8 @@
 import math
 import random
 import tracemalloc
+import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -83,6 +85,24 @@ def test_what_is_replaced_or_comes_late_is_in_its_place():
     whole = [seen for seen in in_order if not seen.is_brief]
     assert history.whole_steps == tuple(seen.step for seen in whole)
     assert history.last_whole == whole[-1]
+
+
+def test_replacing_the_newest_as_every_observation_does_unpacks_nothing(monkeypatch):
+    history, put_in, unpacked = _packed(), [], []
+    decompress = zlib.decompress
+    monkeypatch.setattr(zlib, "decompress", lambda block: unpacked.append(1) or decompress(block))
+    for step in range(500):
+        history.add(_observation(step, brief=step % 2 == 1))
+        put_in.append(replace(_observation(step, brief=step % 2 == 1), overhead_seconds=1.0))
+        history.add(put_in[-1])
+        assert (history[-1], history[0]) == (put_in[-1], put_in[0])
+        assert history.last_whole == put_in[step - step % 2]
+    assert unpacked == []
+    assert list(history) == put_in
+    assert len(unpacked) > 4, "and then it does"
+    history.add(_observation(499))  # whole now, which it was not
+    assert list(history) == [*put_in[:-1], _observation(499)]
+    assert history.whole_steps[-1] == history.last_whole.step == 499
 
 
 def test_a_history_can_be_packed_late_and_unpacked_for_a_report():
