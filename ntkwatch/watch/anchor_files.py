@@ -143,10 +143,22 @@ class AnchorFolder:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str]) -> None:
-    """Write tensors with metadata, in a form that safetensors takes."""
+    """Write tensors with metadata, in a form that safetensors takes.
+
+    Args:
+        tensors: By name.
+        path: Of the file.
+        about: Metadata.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     # safetensors refuses tensors that share memory or are not contiguous.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(own, path, metadata=about)
+    try:
+        save_file(own, path, metadata=about)
+    except SafetensorError as error:  # which is no OSError, for a full disk either
+        raise OSError(f"{path.name} cannot be written: {error}") from error
 
 
 def _sketch_parts(sketch: KernelSketch) -> tuple[dict[str, Tensor], str]:
