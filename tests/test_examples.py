@@ -62,7 +62,7 @@ def test_a_vision_transformer_under_the_trainer_learns_features(tmp_path):
 
 
 def test_of_four_ways_to_fine_tune_only_the_linear_one_is_static(tmp_path):
-    text = _printed(tmp_path, "fine_tuning")
+    text, by_block = _printed(tmp_path, "fine_tuning", "--picture", "picture.png").split("\n\n")
     rows = dict(re.findall(r"^(\w.*?) {2,}(.*)$", text, re.M))
     assert rows["head only"].endswith("static")
     for moving in ("full", "LoRA", "head, then full"):
@@ -70,12 +70,18 @@ def test_of_four_ways_to_fine_tune_only_the_linear_one_is_static(tmp_path):
     # Where the outputs do not depend on a weight at the start, nothing is divided by zero.
     assert re.search(r"no reference for 8 layers, such as \S+\.down$", text, re.M)
     assert text.count("no reference") == 1
-    assert "nan" not in text
+    turned = dict(re.findall(r"^(\w.*?) {2,}(.*)$", by_block, re.M))
+    assert turned["head only"] == "classifier 0"
+    for moving in ("full", "LoRA", "head, then full"):
+        assert all(float(turn) > 0.1 for turn in re.findall(r"block \d (\S+)", turned[moving]))
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert "nan" not in text + by_block
 
 
 def test_above_the_stable_learning_rate_the_loss_rises_and_the_kernel_moves(tmp_path):
-    text = _printed(tmp_path, "learning_rate")
-    rows = [re.split(r" {2,}", line.strip()) for line in text.splitlines()[1:]]
+    text = _printed(tmp_path, "learning_rate", "--picture", "picture.png")
+    rows = [re.split(r" {2,}", line.strip()) for line in text.splitlines()[1:5]]
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert [float(row[0]) for row in rows] == [0.25, 0.9, 1.25, 1.5]
     highest = [float(row[1].rstrip("x")) for row in rows]
     assert highest[:2] == [1.0, 1.0], "below the limit it never rises"
