@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="so many instead of so many minutes")
     parser.add_argument("--watched-only", action="store_true", help="no unwatched run beside")
     parser.add_argument("--budgets", nargs="*", type=float, default=[0.005, 0.02, 0.1])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--details", action="store_true", help="steps and seconds of observations")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
