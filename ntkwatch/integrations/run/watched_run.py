@@ -254,7 +254,9 @@ class WatchedRun(Harmless):
         """
         if not self.has_reference or step < self.next_step:
             return False
-        return self._promised is None or not self._budget.is_asked_in_vain
+        if self._promised is None or not self._crew.is_alone:
+            return True  # where others wait, a refusal also says when to meet again
+        return not self._budget.is_asked_in_vain
 
     def observe_if_due(self, model: nn.Module, *, step: int, **place: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
