@@ -10,10 +10,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from pictures import panels, save
 from sklearn.datasets import load_digits
 from torch import nn
 
-from ntkwatch import KernelTracker, ProbeBatch, judge, training_of
+from ntkwatch import History, KernelTracker, ProbeBatch, judge, training_of
 from ntkwatch.report.html import render_html
 from ntkwatch.watch.store import RunFiles
 
@@ -22,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer epochs, for a first look")
     parser.add_argument("--out", type=Path, default=Path("plain-loop"), help="folder for the run")
+    parser.add_argument("--picture", type=Path, help="PNG to draw")
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -66,6 +68,25 @@ def main() -> None:
     files.rewrite(tracker.history)
     files.write_text("report.html", render_html(tracker.history, verdict, title="plain loop"))
     print(f"See {options.out / 'report.html'}")
+    if options.picture:
+        draw(options.picture, tracker.history)
+
+
+def draw(place: Path, history: History) -> None:
+    figure, (left, right) = panels(2)
+    steps = [seen.step + 1 for seen in history]  # from 1 on, for the logarithm
+    left.plot(steps, [seen.loss for seen in history], marker=".", color="#33475b")
+    left.set(xscale="log", yscale="log", xlabel="step + 1", ylabel="training loss")
+    right.axhspan(0, 0.13, color="#dce9f5")  # where a linearization error reads lazy
+    right.axhspan(0.32, 1.1, color="#fbe9d9")  # and where it reads feature-learning
+    for name, values, colour in (
+        ("linearization error", [seen.linearization_error for seen in history], "#c2571a"),
+        ("kernel angle, rad", [seen.kernel_angle for seen in history], "#2a6f97"),
+    ):
+        right.plot(steps, values, marker=".", color=colour, label=name)
+    right.set(xscale="log", xlabel="step + 1", ylim=(0, 1.1))
+    right.legend(frameon=False)
+    save(figure, place)
 
 
 if __name__ == "__main__":

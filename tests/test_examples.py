@@ -43,7 +43,9 @@ def _verdict(text):
 
 
 def test_a_plain_loop_learns_features_and_leaves_a_report(tmp_path):
-    assert _verdict(_printed(tmp_path, "plain_loop", "--out", "run")) == "feature-learning"
+    text = _printed(tmp_path, "plain_loop", "--out", "run", "--picture", "picture.png")
+    assert _verdict(text) == "feature-learning"
+    assert (tmp_path / "picture.png").stat().st_size > 1000
     assert "feature-learning" in (tmp_path / "run" / "report.html").read_text()
     command = [sys.executable, "-m", "ntkwatch", "report", "run", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -14,6 +14,7 @@ from ntkwatch.jacobian.inputs import Inputs, leaves
 from ntkwatch.jacobian.memory import is_out_of_memory
 
 __all__ = [
+    "GIVEN",
     "ForwardFn",
     "call_with_inputs",
     "check_outputs",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 ForwardFn = Callable[[nn.Module, Inputs], Any]
+GIVEN = "forward="  # in words, where the user said how to call the model
 
 # In what a model returns, these hold the function values that a loss would be taken of.
 _OUTPUT_KEYS = ("logits", "last_hidden_state")
@@ -90,7 +92,11 @@ def check_outputs(outputs: Tensor, n: int) -> None:
 
 
 def guess_forward(
-    model: nn.Module, inputs: Inputs, attempt: Callable[[ForwardFn], Any] | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    attempt: Callable[[ForwardFn], Any] | None = None,
+    *,
+    only: str | None = None,
 ) -> tuple[ForwardFn, str]:
     """Return the first way of calling the model that works, with its description.
 
@@ -98,6 +104,8 @@ def guess_forward(
         model: Any module, in the state in which it is to be called.
         inputs: A probe batch, or a few samples of it.
         attempt: How to try a way; by default ``way(model, inputs)``.
+        only: Description of the one way to try, where the model was called before: another one may
+            be another function.
 
     Returns:
         A forward function and how it calls the model, in words.
@@ -108,6 +116,8 @@ def guess_forward(
     """
     tried: list[str] = []
     for call, words in _candidates(model, inputs):
+        if only not in (None, words):
+            continue
         try:
             outputs_of(call(model, inputs) if attempt is None else attempt(call))
         except ModelChangedError:
@@ -119,6 +129,14 @@ def guess_forward(
         else:
             return call, words
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in leaves(inputs))
+    if only is not None:
+        failed = tried[0] if tried else f"{only}: the model has no such part any more"
+        raise ForwardError(
+            f"{type(model).__name__} cannot be called on the probe (a {type(inputs).__name__} of "
+            f"shapes {shapes}) the way it was called before: {failed}. Called in another way it "
+            "may be another function, whose kernel says nothing about this one. Pass forward=, a "
+            "function (model, inputs) -> tensor (N, ...) that works throughout the training."
+        )
     raise ForwardError(
         f"no way was found to call {type(model).__name__} on the probe (a "
         f"{type(inputs).__name__} of shapes {shapes}), so its outputs cannot be differentiated. "

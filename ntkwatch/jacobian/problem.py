@@ -18,6 +18,7 @@ from ntkwatch.jacobian.compute import Ingredients, compute
 from ntkwatch.jacobian.coupling import check_repeatable, check_samples_independent
 from ntkwatch.jacobian.first_call import attempt_on_copies, first_call
 from ntkwatch.jacobian.forward import (
+    GIVEN,
     ForwardFn,
     check_outputs,
     check_outputs_finite,
@@ -222,6 +223,7 @@ def prepare(
     reference: Params | None = None,
     state: Params | None = None,
     for_kernel: bool = True,
+    called: str | None = None,
 ) -> Problem:
     """Return a problem whose inputs, outputs and weights are checked.
 
@@ -240,6 +242,8 @@ def prepare(
             present ones.
         state: Parameters and buffers by clean name, to use instead of the model's present ones.
         for_kernel: Whether a kernel is wanted; else statistics for it are not gathered.
+        called: How a guess called the model before, in the words of ``KernelSpec.forward``: it is
+            then called in no other way. None to try them all.
 
     Returns:
         The problem.
@@ -251,11 +255,12 @@ def prepare(
         model, inputs, forward, outputs, tuple(names), dtype, batchnorm, tuple(batchnorms)
     )
     known = acquainted(model, use)
-    words = "forward="
+    words = GIVEN
     if forward is None:
-        if known.guess is None:
+        if known.guess is None or called not in (None, known.guess[1]):
             few = take(inputs, slice(0, 2))
-            known.guess = guess_forward(model, few, attempt_on_copies(model, few, dtype))
+            attempt = attempt_on_copies(model, few, dtype)
+            known.guess = guess_forward(model, few, attempt, only=called)
         forward, words = known.guess
     written: list[str] = []
 

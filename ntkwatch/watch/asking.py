@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ntkwatch.errors import ProcessError
+from ntkwatch.jacobian.forward import GIVEN
 from ntkwatch.jacobian.functional import Params
 from ntkwatch.jacobian.inputs import Inputs, map_inputs
 from ntkwatch.jacobian.problem import Problem
@@ -104,6 +105,7 @@ class Asking:
         tensors = tensors_of(problem)
         request = Request(
             inputs=None if self._inputs is problem.inputs else _on_cpu(problem.inputs),
+            called=None if problem.spec.forward == GIVEN else problem.spec.forward,
             outputs=None if problem.reduction.function is not None else problem.reduction.name,
             names=tuple(problem.names),
             dtype=problem.function.dtype,

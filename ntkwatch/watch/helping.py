@@ -91,6 +91,7 @@ class Helper:
             model,
             self._inputs,
             forward=self._forward,
+            called=request.called,
             outputs=self._outputs if request.outputs is None else request.outputs,
             names=list(request.names),
             dtype=request.dtype,

@@ -167,7 +167,8 @@ def _looked(
         return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup, since)
     without = now.left_out.get("kernel") if kept.start.kernel is None else None
     coupled = now.sketch is not None and now.sketch.coupled
-    settings = replace(settings, no_kernel=without, coupled=coupled)
+    called = now.problem.spec.forward if settings.forward is None else None
+    settings = replace(settings, no_kernel=without, coupled=coupled, called=called)
     return Seen(settings, now, probe, kept.start, kept.floors, reading, since_warmup, since)
 
 

@@ -56,6 +56,7 @@ class Settings:
         moving: BatchNorms that training runs on batch statistics.
         batchnorm: Statistics that kernels use for those.
         forward: How to call the model, or None to guess.
+        called: How a guess called the model at the reference, in words; None before it.
         outputs: Reduction.
         engine: Engine, or "sketch".
         budget: Bytes.
@@ -81,6 +82,7 @@ class Settings:
     keeps_full: bool = False
     no_kernel: str | None = None
     coupled: bool = False
+    called: str | None = None
     helpers: Callable[..., Kernel] | None = None
 
 
@@ -165,6 +167,7 @@ def measure(
         reference=reference,
         state=state,
         for_kernel=not brief,
+        called=settings.called,
     )
     if settings.outputs in _ALL and settings.metrics != "full" and problem.reduction.full:
         problem = problem.traced()

@@ -22,6 +22,7 @@ class Request:
 
     Attributes:
         inputs: The probe, on the CPU; None for that of the request before.
+        called: How a guess called the model, in words; None where every process was told how.
         outputs: Setting of outputs in words; None for the function that every process was given.
         names: All parameters of the kernel.
         dtype: Of the Jacobian.
@@ -35,6 +36,7 @@ class Request:
     """
 
     inputs: Inputs | None
+    called: str | None
     outputs: str | None
     names: tuple[str, ...]
     dtype: torch.dtype

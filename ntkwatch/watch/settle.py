@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkwatch.errors import InputError, KernelMismatchError, SelectionError
 from ntkwatch.jacobian.batchnorm import moving_batchnorms
-from ntkwatch.jacobian.forward import ForwardFn
+from ntkwatch.jacobian.forward import GIVEN, ForwardFn
 from ntkwatch.jacobian.functional import Params, jacobian_dtype
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.parameters import clean_name, parameters_of, select_parameters
@@ -71,16 +71,20 @@ def settle(
     Returns:
         The settings.
     """
+    called = None
     if resumed is None:
         names, moving = list(select_parameters(model, wanted.params)), moving_batchnorms(model)
     else:
         names = list(resumed["params"])
         moving = list(resumed.get("batchnorms", moving_batchnorms(model)))
+        if wanted.forward is None and resumed.get("forward") != GIVEN:
+            called = resumed.get("forward")
     return Settings(
         names=tuple(names),
         moving=tuple(moving),
         batchnorm=wanted.batchnorm,
         forward=wanted.forward,
+        called=called,
         outputs=_for_targets(wanted.outputs, probe.targets),
         engine=wanted.engine,
         budget=wanted.budget,
@@ -143,6 +147,8 @@ def check_same_settings(spec: KernelSpec, earlier: Mapping[str, Any]) -> None:
     """
     now = spec.to_plain()
     differ = [key for key in _COMPARABLE if key in earlier and earlier[key] != now[key]]
+    if earlier.get("forward") == GIVEN != now["forward"]:
+        differ.append("forward")  # a guess may call another function than the user did
     if differ:
         said = ", ".join(f"{key}={earlier[key]!r} then and {now[key]!r} now" for key in differ)
         raise KernelMismatchError(

@@ -285,7 +285,11 @@ class KernelTracker(Remembering):
             first, gaps = self.history[0], list(self.history.gaps)
             place: dict[str, Any] = {"epoch": first.epoch, "logged_step": first.logged_step}
             state = {**start.params, **start.buffers}
-            self._resumed = {"params": list(settings.names), "batchnorms": moving}
+            self._resumed = {
+                "params": list(settings.names),
+                "batchnorms": moving,
+                "forward": settings.called,
+            }
             try:
                 self.observe(model, start.step, loss=first.loss, **place, state=state)
             finally:

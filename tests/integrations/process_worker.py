@@ -48,6 +48,19 @@ class Net(nn.Module):
         return x
 
 
+class Doubled(nn.Module):
+    """Its one child is another function than itself."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.mischief = net, None
+
+    def forward(self, x):
+        if self.mischief is not None and distributed.get_rank() == 1:
+            raise RuntimeError("nothing doubles here")
+        return 2 * self.net(x)
+
+
 class Shaped(nn.Module):
     """A convolution, attention and two kinds of norms."""
 
@@ -214,10 +227,10 @@ def _local_states(state):
 # Kernels in shares. -------------------------------------------------------------------------------
 
 
-def _together(team, wrong=None, *, classes=12, off=None, raises=False, **settings):
+def _together(team, wrong=None, *, classes=12, off=None, raises=False, outer=None, **settings):
     """A model watched by both, and by one process alone; what the first process saw."""
     torch.manual_seed(1)
-    net = Net(classes)
+    net = Net(classes) if outer is None else outer(Net(classes))
     x, y = data(8)
     if off is not None and team.rank == 1:
         off(net)
@@ -275,6 +288,7 @@ def _shares():
         "one parameter": _together(team, classes=3, params=["first.weight"]),
         "raises": _together(team, "raises", **every),
         "nan": _together(team, "nan", **every),
+        "otherwise": _together(team, "raises", outer=Doubled, **every),
         "strict": _together(team, "raises", raises=True),
     }
     team.close()

@@ -61,7 +61,12 @@ def test_backward_passes_are_shared_where_directions_are_added_up(both, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("raises", "no forward here"), ("nan", "are NaN or infinite")]
+    ("kind", "words"),
+    [
+        ("raises", "no forward here"),
+        ("nan", "are NaN or infinite"),
+        ("otherwise", "cannot be called on the probe"),  # and its child, which could, is not asked
+    ],
 )
 def test_what_another_process_cannot_do_is_done_by_the_first_and_said_once(both, kind, words):
     found = both[0]["shares"][kind]

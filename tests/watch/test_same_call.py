@@ -1,0 +1,103 @@
+"""A model is called throughout a run the way it was called at its reference.
+
+The models' own code is the oracle: each has two ways of being called, and which of them was taken
+shows in the outputs and in the kernel.
+"""
+
+import pytest
+import torch
+from torch import nn
+from watch.tiny import inputs, labels
+
+from ntkwatch import KernelTracker, ProbeBatch
+from ntkwatch.errors import ForwardError, KernelMismatchError
+
+
+class Doubled(nn.Module):
+    """Its one child is another function than itself: a quarter of the kernel."""
+
+    def __init__(self, *, works: bool = True) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        self.works = works
+
+    def forward(self, x):
+        if not self.works:
+            raise RuntimeError("the schedule took my parts away")
+        return 2 * self.net(x)
+
+
+PROBE = ProbeBatch(inputs(6, 4), labels(6))
+
+
+def _nudge(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+
+
+def _resumed(earlier, **settings):
+    tracker = KernelTracker(PROBE, **settings)
+    tracker.resume(earlier.history, earlier.reference)
+    return tracker
+
+
+def test_a_forward_that_fails_later_is_a_failure_and_not_another_function():
+    model, tracker = Doubled(), KernelTracker(PROBE)
+    tracker.observe(model, 0)
+    _nudge(model)
+    drift = tracker.observe(model, 1).relative_kernel_change
+    model.works = False
+    with pytest.raises(
+        ForwardError, match=r"before: model\(inputs\): RuntimeError: the sched.*ard="
+    ):
+        tracker.observe(model, 2)
+    model.works = True
+    assert tracker.observe(model, 3).relative_kernel_change == drift
+    assert [seen.step for seen in tracker.history] == [0, 1, 3]
+
+
+def test_a_forward_that_works_later_does_not_take_the_place_of_the_one_before():
+    model, tracker = Doubled(works=False), KernelTracker(PROBE)
+    first = tracker.observe(model, 0)
+    assert tracker.history.run.spec["forward"] == "model.net(inputs)"
+    model.works = True
+    second = tracker.observe(model, 1)
+    assert second.relative_kernel_change == 0
+    assert second.trace == first.trace
+
+
+def test_a_run_goes_on_as_it_was_called():
+    model, tracker = Doubled(), KernelTracker(PROBE)
+    tracker.observe(model, 0)
+    model.works = False
+    with pytest.raises(ForwardError, match="called before"):
+        _resumed(tracker).observe(model, 1)
+    model.works = True
+    assert _resumed(tracker).observe(model, 1).relative_kernel_change == 0
+
+
+def test_a_run_that_was_told_how_is_not_left_to_guess():
+    model = Doubled()
+    tracker = KernelTracker(PROBE, forward=lambda model, x: model.net(x))
+    tracker.observe(model, 0)
+    with pytest.raises(KernelMismatchError, match="forward='forward=' then"):
+        _resumed(tracker).observe(model, 1)
+
+
+def test_a_run_that_guessed_can_be_told_how():
+    model, tracker = Doubled(), KernelTracker(PROBE)
+    tracker.observe(model, 0)
+    model.works = False
+    told = _resumed(tracker, forward=lambda model, x: 2 * model.net(x))
+    assert told.observe(model, 1).relative_kernel_change < 1e-12
+
+
+def test_a_part_that_is_gone_is_said_to_be():
+    model, tracker = Doubled(works=False), KernelTracker(PROBE)
+    tracker.observe(model, 0)
+    model.again = nn.Sequential(
+        model.net
+    )  # the same weights, and the child is no longer the only one
+    with pytest.raises(ForwardError, match="no such part any more"):
+        tracker.observe(model, 1)
