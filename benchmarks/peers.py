@@ -230,7 +230,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--rounds", type=int, default=3, help="later kernels of each")
     parser.add_argument("--timeout", type=float, default=60, help="seconds of one kernel")
-    parser.add_argument("--patience", type=float, default=6, help="seconds of one way's turns")
+    parser.add_argument("--patience", type=float, default=8, help="seconds of one way's turns")
     parser.add_argument("--memory", type=float, default=12, help="GiB that a process may take")
     parser.add_argument("--quick", action="store_true", help="small models: does it run at all?")
 

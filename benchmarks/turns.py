@@ -6,6 +6,7 @@ Nothing here knows libraries or kernels; what a process answers is described in 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import select
@@ -133,7 +134,8 @@ def take_turns(
         processes: By name, which is the way that they are asked to go.
         folder: Where each leaves its kernel, ``NAME.npy``.
         rounds: Of later kernels; every other one goes backwards.
-        patience: Seconds of one process in all, after which it sits out.
+        patience: Processor seconds of one process in all, after which it sits out; the first of
+            them, which the others are compared with, never does.
         load: The rest of the request to load.
 
     Returns:
@@ -153,12 +155,13 @@ def take_turns(
     for turn in range(rounds):
         names = list(processes) if turn % 2 == 0 else list(reversed(processes))
         for name in names:
-            _once_more(processes[name], found[name], patience)
+            own = math.inf if name == next(iter(processes)) else patience
+            _once_more(processes[name], found[name], own)
     return found
 
 
 def _once_more(process: Process, seen: Measured, patience: float) -> None:
-    if seen.failed or seen.wall > patience:
+    if seen.failed or (sum(seen.later) or seen.first or 0.0) > patience:
         return
     try:
         answer = process.ask("again")

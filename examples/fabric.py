@@ -3,7 +3,7 @@
 The network's output is multiplied by a large number and its learning rate divided by the square of
 it, so that hardly any motion of the weights is needed: the features stay as they were.
 
-    python examples/fabric.py
+    pip install 'ntkwatch[demo,lightning]' && python examples/fabric.py
 """
 
 import argparse

@@ -3,7 +3,7 @@
 A tiny vision transformer, made from its configuration (nothing is downloaded), learns handwritten
 digits.
 
-    pip install 'ntkwatch[transformers]' && python examples/huggingface_trainer.py
+    pip install 'ntkwatch[demo,transformers]' && python examples/huggingface_trainer.py
 """
 
 import argparse

@@ -173,6 +173,7 @@ class NTKTrainerCallback(TrainerCallback):
         """Draw the probe, or go on where an interrupted run stopped."""
         if self._run is not None:  # no event tells of a training that failed
             self._run.let_go()
+        self._stop_gathering()
         self._run, self._trainer = None, calling_trainer()
         self._loss, self._board = StepLoss(), BoardLogger(self._trainer)
         model, main = whole_model(parts["model"]), bool(state.is_world_process_zero)
@@ -223,13 +224,14 @@ class NTKTrainerCallback(TrainerCallback):
             with run.harmless(state.global_step):
                 run.before_step(optimizer, 0, lambda: state.global_step)
         if run is None or self._passing is None:
+            self._stop_gathering()
             return
         with run.harmless(state.global_step):
             for batch in self._passing.taken():
                 if not run.has_reference:
                     run.take_reference(model, batch, **place_of(state))
         if run.has_reference or run.stood_down:
-            self._passing.stop()
+            self._stop_gathering()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Observe if the schedule says so and the budget allows it."""
@@ -278,9 +280,8 @@ class NTKTrainerCallback(TrainerCallback):
                 self._run.finish()
                 self._board.flush()
             self._run.let_go()
-        if self._passing is not None:
-            self._passing.stop()
-        self._trainer, self._passing, self._board = None, None, BoardLogger(None)
+        self._stop_gathering()
+        self._trainer, self._board = None, BoardLogger(None)
 
     # ----------------------------------------------------------------------------------------------
 
@@ -293,6 +294,11 @@ class NTKTrainerCallback(TrainerCallback):
     def _key(self) -> str:
         """Under which a checkpoint keeps the state; two names keep two callbacks apart."""
         return f"ntkwatch: {self.name}"
+
+    def _stop_gathering(self) -> None:
+        if self._passing is not None:
+            self._passing.stop()
+        self._passing = None
 
     def _leave_word(self, state: Any) -> None:
         """Tell a run that is resumed from the next checkpoint where this one's files are.

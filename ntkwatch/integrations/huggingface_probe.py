@@ -103,11 +103,19 @@ class PassingBatches:
             )
         self._label_names = _label_names(trainer)
         self._kept: list[dict[str, Any]] = []
+        self._failure: Exception | None = None
         self._handle = model.register_forward_pre_hook(self._keep, with_kwargs=True)
         self._model = model
 
     def taken(self) -> list[tuple[Inputs, Tensor | None]]:
-        """Return inputs and targets of the batches that have passed since the last time."""
+        """Return inputs and targets of the batches that have passed since the last time.
+
+        Raises:
+            Exception: What went wrong when one was copied.
+        """
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         kept, self._kept = self._kept, []
         return [_parts_of(batch, self._model, self._label_names) for batch in kept]
 
@@ -117,10 +125,15 @@ class PassingBatches:
         self._kept = []
 
     def _keep(self, module: nn.Module, args: Any, inputs: dict[str, Any]) -> None:
-        if module.training and torch.is_grad_enabled():
-            batch = {name: value for name, value in inputs.items() if name not in _NOT_DATA}
+        if not (module.training and torch.is_grad_enabled()):
+            return
+        batch = {name: value for name, value in inputs.items() if name not in _NOT_DATA}
+        try:
             # Copies: a model may write to its batch.
             self._kept.append(map_inputs(lambda tensor: tensor.detach().clone(), batch))
+        except Exception as failure:  # this is the training's own forward pass
+            self.stop()
+            self._failure = failure
 
 
 class _Collate:

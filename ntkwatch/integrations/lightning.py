@@ -217,7 +217,10 @@ class NTKMonitor(CallbackBase):
         if self._folder is None:
             return
         raises = self.on_error == "raise"
-        self._crew = crew_of(trainer, self._tracker_settings, raises=raises)
+        crew = crew_of(trainer, self._tracker_settings, raises=raises)
+        if crew is None:
+            return
+        self._crew = crew
         with self._crew.meeting("train start", pl_module, trainer.global_step, self._news):
             if trainer.is_global_zero:
                 self._begin(trainer, pl_module, self._folder)

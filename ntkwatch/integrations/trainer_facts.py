@@ -28,6 +28,10 @@ __all__ = [
 # By name, since every strategy class exists once in each of the two namespaces.
 _SHARDED = ("FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
 _MIRRORED = "ModelParallelStrategy"
+_NO_GROUP = (
+    "the processes of this training cannot exchange anything over gloo, which watching uses beside "
+    "the training's own group. Set GLOO_SOCKET_IFNAME to a network interface that all of them have."
+)
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 
 
@@ -163,7 +167,7 @@ def _kinds(trainer: Any) -> set[str]:
     return {kind.__name__ for kind in type(trainer.strategy).__mro__}
 
 
-def crew_of(trainer: Any, settings: Mapping[str, Any], *, raises: bool) -> Crew:
+def crew_of(trainer: Any, settings: Mapping[str, Any], *, raises: bool) -> Crew | None:
     """Return the processes of a run; every process has to ask at the same point.
 
     Args:
@@ -173,13 +177,31 @@ def crew_of(trainer: Any, settings: Mapping[str, Any], *, raises: bool) -> Crew:
 
     Returns:
         All of them where each holds the model, or shards of it that FSDP2 made; else this one.
+        None where they hold shards and cannot exchange anything: such a run cannot be watched.
+
+    Raises:
+        InputError: If they cannot exchange anything and ``raises`` is true; in every process.
     """
     kinds = _kinds(trainer)
     helps = "DDPStrategy" in kinds and "DeepSpeedStrategy" not in kinds
     if trainer.world_size < 2 or not (helps or _MIRRORED in kinds):
         return Crew()
-    team = Team.of_all(lambda: bool(trainer.received_sigterm))
-    return Crew(team, mirrors=not helps, settings=settings, raises=raises)
+    team, error = None, None
+    try:
+        team = Team.of_all(lambda: bool(trainer.received_sigterm))
+    except Exception as failed:  # no network that gloo can use, where NCCL has its own
+        error = failed
+    # On the training's own group: whether all have come together, none can know by itself.
+    if trainer.strategy.reduce_boolean_decision(error is None, all=True):
+        return Crew(team, mirrors=not helps, settings=settings, raises=raises)
+    if team is not None:
+        team.close()
+    if raises:
+        raise InputError(_NO_GROUP) from error
+    if trainer.is_global_zero:
+        then = "The first one measures by itself." if helps else "This run is not watched."
+        warnings.warn(f"ntkwatch: {_NO_GROUP} {then}", stacklevel=3)
+    return Crew() if helps else None
 
 
 def refused_strategy(trainer: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sized
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ntkwatch.errors import InputError
 from ntkwatch.integrations.arguments import DRAWN, named_object
+from ntkwatch.jacobian.attributes import kept_attributes
 from ntkwatch.jacobian.inputs import Inputs, leaves
+from ntkwatch.watch.own_streams import kept_own_streams
 from ntkwatch.watch.probe import ProbeBatch, draw_probe, split_batch
 from ntkwatch.watch.store import read_probe
 
@@ -96,7 +99,11 @@ def _drawn(
             inputs, targets = split_batch(batch)
             return inputs_for(model, inputs), targets
 
-        return draw_probe(loader.dataset, size, collate=collate, seed=seed, origin=words)
+        with ExitStack() as stack:
+            for thing in (loader.collate_fn, _without_trainer(model), *_data_module(trainer)):
+                stack.enter_context(kept_own_streams(thing))
+            stack.enter_context(kept_attributes(model))
+            return draw_probe(loader.dataset, size, collate=collate, seed=seed, origin=words)
     if where == "val":
         raise InputError(
             "'val' asks for validation data, and this run has no validation DataLoader whose "
@@ -104,6 +111,17 @@ def _drawn(
             "for a probe, use 'train'."
         )
     return None
+
+
+def _data_module(trainer: Any) -> list[dict[str, Any]]:
+    """A run's data module, whose hooks may change a batch on its way; or nothing."""
+    module = getattr(trainer, "datamodule", None)
+    return [] if module is None else [_without_trainer(module)]
+
+
+def _without_trainer(thing: Any) -> dict[str, Any]:
+    """Attributes of a module or data module, without the way to all that the trainer holds."""
+    return {name: value for name, value in vars(thing).items() if name.strip("_") != "trainer"}
 
 
 def inputs_for(model: nn.Module, inputs: Inputs) -> Inputs:

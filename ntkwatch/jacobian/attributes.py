@@ -4,20 +4,25 @@ Counters, caches, recorded activations and weights that a hook computes are plai
 substituting parameters and buffers does not protect. Nothing here knows what they are for.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ntkwatch.jacobian.generators import GENERATORS, restorer_of
 
 __all__ = ["call_forgotten", "kept_attributes"]
 
 # A plain tensor up to this size is copied, so that a counter or running mean can be put back;
 # larger ones are data, which copying at each measurement would make dear.
 _SMALL_BYTES = 2**20
+_MAPPINGS, _SEQUENCES = (dict, OrderedDict, defaultdict, Counter), (list, deque, set)
+# What is in a container is looked at, too, unless it is long, which holds data; and so on in it.
+_LONG, _DEPTH = 100, 4
+_OF_TORCH = frozenset(vars(nn.Module()))  # parameters, buffers, hooks: watched over elsewhere
 
 
 @contextmanager
@@ -33,12 +38,12 @@ def kept_attributes(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    trained = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     with ExitStack() as stack:
         for module in model.modules():
             own = vars(module)
-            for value in own.values():
-                restore = _restorer(value)
-                if restore is not None:
+            for name, value in own.items():
+                for restore in _restorers(value, 0 if name in _OF_TORCH else _DEPTH, trained):
                     stack.callback(restore)
             stack.callback(_put_back, own, dict(own))
             for hooks in ("_backward_hooks", "_backward_pre_hooks"):
@@ -66,7 +71,7 @@ def call_forgotten(model: nn.Module) -> Iterator[None]:
         own = vars(module)
         for value in own.values():
             kind = type(value)
-            if kind is dict or kind is OrderedDict:
+            if kind in _MAPPINGS:
                 mappings.append((value, dict(value)))
             elif kind in _SEQUENCES and (restore := _restorer(value)) is not None:
                 others.append(restore)
@@ -81,26 +86,40 @@ def call_forgotten(model: nn.Module) -> Iterator[None]:
                 _put_back(present, before)
 
 
-_SEQUENCES = (list, deque, set)
-
-
 def _put_back(own: dict[Any, Any], before: dict[Any, Any]) -> None:
     if not _same(own, before):
         own.clear()
         own.update(before)
 
 
+def _restorers(value: Any, depth: int, trained: set[int]) -> Iterator[Callable[[], None]]:
+    """How to put an attribute back, and what is in it if that is a container.
+
+    A change of what the model is trained with is not undone in secret: it has to be reported.
+
+    Yields:
+        Functions without arguments.
+    """
+    restore = None if id(value) in trained else _restorer(value)
+    if restore is None:
+        return
+    yield restore
+    if depth > 0 and type(value) in (*_MAPPINGS, *_SEQUENCES) and len(value) <= _LONG:
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _restorers(part, depth - 1, trained)
+
+
 def _restorer(value: Any) -> Callable[[], None] | None:
     """How to put the contents of an attribute back, or None where that is not known."""
     kind = type(value)
-    if kind in (dict, OrderedDict):
+    if kind in _MAPPINGS:
         return _restorer_of_mapping(value)
     if kind in (list, deque):
         return _restorer_of_sequence(value)
     if kind is set:
         return _restorer_of_set(value)
-    if kind is torch.Generator:
-        return partial(value.set_state, value.get_state())
+    if isinstance(value, GENERATORS):
+        return restorer_of(value)
     plain = kind is Tensor and not (value.requires_grad or value.is_inference() or value.is_meta)
     return _restorer_of_tensor(value) if plain and value.nbytes <= _SMALL_BYTES else None
 

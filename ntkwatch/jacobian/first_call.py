@@ -83,7 +83,7 @@ def guarded(function: ModelFunction) -> Iterator[None]:
         ModelChangedError: In place of the write.
     """
     try:
-        with WriteGuard(function.borrowed()):
+        with WriteGuard(function.borrowed(), apart=function.replaceable):
             yield
     except WritesToParameter as write:
         raise ModelChangedError(

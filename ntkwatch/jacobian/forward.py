@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import DivergedError, ForwardError, ModelChangedError, OutputError
+from ntkwatch.errors import (
+    DivergedError,
+    ForwardError,
+    ModelChangedError,
+    OutputError,
+    ProcessError,
+)
 from ntkwatch.jacobian.inputs import Inputs, leaves
 from ntkwatch.jacobian.memory import is_out_of_memory
 
@@ -113,6 +119,7 @@ def guess_forward(
     Raises:
         ForwardError: If no way works, with what was tried and how each failed.
         ModelChangedError: If a way works and changes the model.
+        ProcessError: If a way waits for other processes.
     """
     tried: list[str] = []
     for call, words in _candidates(model, inputs):
@@ -120,7 +127,7 @@ def guess_forward(
             continue
         try:
             outputs_of(call(model, inputs) if attempt is None else attempt(call))
-        except ModelChangedError:
+        except (ModelChangedError, ProcessError):
             raise  # whichever way the model is called
         except Exception as error:
             if is_out_of_memory(error):

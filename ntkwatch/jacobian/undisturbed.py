@@ -19,6 +19,8 @@ from ntkwatch.jacobian.checksum import Checksum
 from ntkwatch.jacobian.quiet import quiet_torch
 from ntkwatch.jacobian.shards import reshard, set_up, shards_kept
 
+_LOGGING = ("log", "log_dict")
+
 __all__ = ["kept_random_streams", "undisturbed"]
 
 
@@ -71,6 +73,7 @@ def _quiet(model: nn.Module, *, evaluation: bool) -> Iterator[None]:
         stack.enter_context(quiet_torch(_devices(model)))
         stack.enter_context(kept_random_streams(_devices(model)))
         stack.enter_context(kept_attributes(model))
+        _silence(model)
         stack.enter_context(shards_kept(model))
         try:
             if evaluation:
@@ -80,6 +83,20 @@ def _quiet(model: nn.Module, *, evaluation: bool) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def _silence(model: nn.Module) -> None:
+    """Let modules that log (Lightning's ``self.log``) log nothing; their attributes are put back.
+
+    What a forward pass logs would stand in the training's curves, and be what callbacks act on.
+    """
+    for module in model.modules():
+        if all(callable(getattr(type(module), name, None)) for name in _LOGGING):
+            vars(module).update(dict.fromkeys(_LOGGING, _log_nothing))
+
+
+def _log_nothing(*args: object, **settings: object) -> None:
+    pass
 
 
 def _check_unchanged(

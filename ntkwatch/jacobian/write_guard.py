@@ -1,16 +1,22 @@
-"""Stops a forward pass before it writes to a parameter, so that no copies need be kept."""
+"""Stops a forward pass before it writes to a parameter, so that no copies need be kept.
+
+Also before it waits for other processes, which measure nothing and would not answer.
+"""
 
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ntkwatch.errors import ProcessError
 
 __all__ = ["WriteGuard", "WritesToParameter"]
 
 # Written to in training, though the older batch norms of torch do not declare it.
 _UNDECLARED = ("running_mean", "running_var")
+_EXCHANGES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")  # namespaces of operations
 
 
 class WritesToParameter(BaseException):
@@ -22,10 +28,13 @@ class WriteGuard(TorchDispatchMode):
 
     Args:
         tensors: The tensors; views of them are guarded too.
+        apart: Whether this process measures by itself: an operation that exchanges something with
+            others then raises a ``ProcessError``.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor], *, apart: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._is_apart = apart and _has_others()
         self._guarded = {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def __torch_dispatch__(
@@ -33,6 +42,12 @@ class WriteGuard(TorchDispatchMode):
     ) -> Any:
         """Run an operation unless it writes to what is guarded."""
         kwargs = kwargs or {}
+        if self._is_apart and func.namespace in _EXCHANGES:
+            raise ProcessError(
+                f"the forward pass exchanges something with other processes ({func}), and those do "
+                "not measure: it would wait for ever, or meddle with what the training exchanges. "
+                "Pass forward= without that, or leave it out in evaluation mode."
+            )
         arguments = func._schema.arguments
         values = dict(zip((a.name for a in arguments), args, strict=False)) | kwargs
         training = bool(values.get("training", values.get("train", False)))
@@ -48,3 +63,9 @@ class WriteGuard(TorchDispatchMode):
                 tensor.untyped_storage()._cdata in self._guarded
             ):
                 raise WritesToParameter
+
+
+def _has_others() -> bool:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return distributed.get_world_size() > 1

@@ -30,6 +30,9 @@ class Helper:
         team: All processes.
         forward: How to call the model, or None to guess, as every process was told.
         outputs: Function of the outputs, if that is how they were to be reduced.
+
+    Attributes:
+        failure: What was found wrong after an answer, or None; no other is then computed.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Helper:
     ) -> None:
         self._team, self._forward, self._outputs = team, forward, outputs
         self._inputs: Inputs | None = None
+        self.failure: Exception | None = None
 
     def answer(self, model: nn.Module, request: Request) -> None:
         """Take part in one kernel, whatever happens here.
@@ -44,15 +48,25 @@ class Helper:
         Args:
             model: This process's copy of the model.
             request: What the first process asks for.
+
+        Raises:
+            RuntimeError: If another process is gone.
         """
         if request.inputs is not None:
             self._inputs = request.inputs
-        with ExitStack() as stack:
-            self._answer(stack, model, request)
+        try:
+            with ExitStack() as stack:
+                self._answer(stack, model, request)
+        except RuntimeError:
+            raise  # a process is gone
+        except Exception as error:  # the model is not as it was before: see ``undisturbed``
+            self.failure = error
 
     def _answer(self, stack: ExitStack, model: nn.Module, request: Request) -> None:
         problem, unlike = None, Unlike()
         try:
+            if self.failure is not None:
+                raise self.failure
             stack.enter_context(undisturbed(model))
             stack.enter_context(apart(model))
             problem = self._problem(model, request)

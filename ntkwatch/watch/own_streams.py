@@ -4,7 +4,6 @@ Datasets and transforms often hold a generator of their own, which the global st
 of: reading an item would move it on, and training would then see other augmentations.
 """
 
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from ntkwatch.jacobian.generators import GENERATORS, restorer_of
 
 __all__ = ["kept_own_streams"]
 
@@ -31,20 +32,19 @@ def kept_own_streams(thing: Any) -> Iterator[None]:
     """
     found: dict[int, Any] = {}
     _collect(thing, found, set(), _DEPTH)
-    states = [(generator, _state(generator)) for generator in found.values()]
+    restorers = [restorer_of(generator) for generator in found.values()]
     try:
         yield
     finally:
-        for generator, state in states:
-            _put_back(generator, state)
+        for restore in restorers:
+            restore()
 
 
 def _collect(thing: Any, found: dict[int, Any], seen: set[int], depth: int) -> None:
     if id(thing) in seen or depth < 0:
         return
     seen.add(id(thing))
-    kinds = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
-    if isinstance(thing, kinds):
+    if isinstance(thing, GENERATORS):
         found[id(thing)] = thing
         return
     parts: list[Any] = []
@@ -56,20 +56,3 @@ def _collect(thing: Any, found: dict[int, Any], seen: set[int], depth: int) -> N
         parts = list(getattr(thing, "__dict__", {}).values())
     for part in parts:
         _collect(part, found, seen, depth - 1)
-
-
-def _state(generator: Any) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    return generator.get_state()
-
-
-def _put_back(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)

@@ -36,6 +36,9 @@ __all__ = ["RunFiles", "Shards", "read_probe", "write_atomically"]
 
 _PROBE = "probe.safetensors"
 _ANCHORS = {"start": "reference.safetensors", "warmup": "reference-warmup.safetensors"}
+_PAGES = ("verdict.json", "report.html")
+_NAMES = (HISTORY_FILE, ANGLES_FILE, _PROBE, *_ANCHORS.values(), *_PAGES)
+_PARTS = ("kernels", "anchors", "shards")
 
 
 class Shards(Protocol):
@@ -167,12 +170,20 @@ class RunFiles:
 
     def sweep(self) -> None:
         """Remove what a process that was killed left half-written under a temporary name."""
-        for path in self.folder.rglob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        # Of our own files only: others may keep theirs in the same folder.
+        for name in _NAMES:
+            (self.folder / f".{name}.tmp").unlink(missing_ok=True)
+        for part in _PARTS:
+            for path in (self.folder / part).glob(".*.safetensors.tmp"):
+                path.unlink(missing_ok=True)
 
     def set_aside(self) -> None:
-        """Keep a copy of the history as it is, before some of it is taken back."""
-        shutil.copy2(self.history, self.folder / "history.before-resume.jsonl")
+        """Keep a copy of the history, beside earlier ones, before some of it is taken back."""
+        number, free = 1, self.folder / "history.before-resume.jsonl"
+        while free.exists():
+            number += 1
+            free = free.with_name(f"history.before-resume-{number}.jsonl")
+        shutil.copy2(self.history, free)
 
     def copy_from(self, other: "RunFiles", *, until: int) -> None:
         """Take over history, probe, anchors and kernels of an earlier part of this run.

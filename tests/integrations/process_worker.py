@@ -61,6 +61,28 @@ class Doubled(nn.Module):
         return 2 * self.net(x)
 
 
+class Exchanges(Doubled):
+    """Averages its outputs over all processes, as contrastive heads and some norms do."""
+
+    def forward(self, x):
+        y = self.net(x)
+        distributed.all_reduce(y.detach().clone())
+        return y
+
+
+class Clips(nn.Module):
+    """Clips a weight past torch, whenever it is measured, in the second process."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x):
+        if not self.training and distributed.get_rank() == 1:
+            self.net.head.weight.detach().numpy()[...] *= 0.99
+        return self.net(x)
+
+
 class Shaped(nn.Module):
     """A convolution, attention and two kinds of norms."""
 
@@ -289,6 +311,7 @@ def _shares():
         "raises": _together(team, "raises", **every),
         "nan": _together(team, "nan", **every),
         "otherwise": _together(team, "raises", outer=Doubled, **every),
+        "exchanges": _together(team, outer=Exchanges),
         "strict": _together(team, "raises", raises=True),
     }
     team.close()
@@ -325,6 +348,12 @@ def _mischief(folder):
             found[name] = fitted(folder / name, _monitor(on_error=on_error), net=net, max_epochs=1)
             if found[name]["raised"]:
                 continue
+    for on_error in ("warn", "raise"):
+        torch.manual_seed(0)
+        name = f"clips, {on_error}"
+        found[name] = fitted(folder / name, _monitor(on_error=on_error), net=Clips(), max_epochs=1)
+    with _no_group():
+        found["no group"] = fitted(folder / "no group", _monitor(on_error="warn"), max_epochs=1)
     found["disk"] = _full_disk(folder / "disk", "warn")
     found["later"] = _fails_later(folder / "later")
     with _no_reference_at_first(only=0):
@@ -348,6 +377,24 @@ def _no_reference_at_first(only=None):
         yield
     finally:
         KernelTracker._remember = before
+
+
+@contextlib.contextmanager
+def _no_group():
+    """The second process finds no network that gloo could use."""
+    before = Team.of_all
+
+    def lost(*arguments):
+        team = before(*arguments)
+        if distributed.get_rank() == 1:
+            raise RuntimeError("Unable to find interface for: [0.0.0.0]")
+        return team
+
+    Team.of_all = lost
+    try:
+        yield
+    finally:
+        Team.of_all = before
 
 
 @contextlib.contextmanager

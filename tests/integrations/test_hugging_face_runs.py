@@ -255,6 +255,52 @@ def test_a_reference_that_fails_once_is_taken_at_the_next_step(tmp_path, drawn, 
     assert [gap.step for gap in read_history(tmp_path).gaps] == [0]
 
 
+class _Interrupts(TrainerCallback):
+    """Ends the first training by an exception, which no event tells of."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            self.step = None
+            raise KeyboardInterrupt
+
+
+def test_a_training_after_one_that_was_interrupted_is_watched_too(tmp_path):
+    watch = _watch()
+    settings = {"data": Texts(texts()), "max_steps": 12}
+    run = trainer(bert(), tmp_path, [_Interrupts(2), watch], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert [o.step for o in watch.history] == [0]
+    run.train()
+    assert [o.step for o in watch.history] == [0, 5, 10, 12]
+    assert not run.model._forward_pre_hooks
+
+
+def test_batches_are_looked_at_no_more_once_watching_has_ended(tmp_path):
+    class Refuses(bert().__class__):
+        def forward(self, input_ids=None, attention_mask=None, labels=None):
+            if not self.training:
+                raise ValueError("in training only")
+            return super().forward(input_ids, attention_mask, labels=labels)
+
+    torch.manual_seed(0)
+    model = Refuses(bert().config)
+    watch = _watch(on_error="warn", probe_size=1000)  # more than an epoch has
+    settings = {"data": Texts(texts()), "max_steps": 24}
+    hooks = []
+
+    class Counts(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            hooks.append(len(model._forward_pre_hooks))
+
+    with pytest.warns(UserWarning, match="not watched any further"):
+        trainer(model, tmp_path, [watch, Counts()], **settings).train()
+    assert (max(hooks), hooks[-1]) == (1, 0)
+
+
 def test_without_evaluation_data_to_draw_from_training_finishes_and_it_is_said(tmp_path):
     watch = _watch(probe="val", on_error="warn")
     with pytest.warns(UserWarning, match="this Trainer has no eval_dataset"):

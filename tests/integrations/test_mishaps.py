@@ -4,7 +4,9 @@ Failures here are real ones: forwards that raise, disks that are full, loggers t
 """
 
 import csv
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -119,6 +121,36 @@ def test_a_failing_last_observation_still_leaves_verdict_and_report(tmp_path):
         _ended(tmp_path, [Breaks(11, 99), watch])
     assert watch.verdict.label == "undetermined (last observation failed)"
     assert (tmp_path / "ntk" / "verdict.json").is_file()
+
+
+def test_a_reference_that_fails_holds_on_to_nothing(tmp_path):
+    """An error knows all that was computed until it was raised, which may fill the memory."""
+    alive = []
+
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            if self.training:
+                return self.head(x)
+            computed = self.head(x) * 2
+            alive.append(weakref.ref(computed))
+            raise MemoryError("not today")
+
+    class Counts(pl.Callback):
+        left = ()
+
+        def on_train_batch_end(self, *_):
+            gc.collect()
+            self.left = (*self.left, sum(one() is not None for one in alive))
+
+    counts = Counts()
+    with pytest.warns(UserWarning, match="not today"):
+        trainer(pl, tmp_path, [_monitor(), counts], max_epochs=2).fit(module(pl, Fails()), loader())
+    assert len(alive) > 3
+    assert set(counts.left) == {0}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("not today"), MemoryError("not today")])

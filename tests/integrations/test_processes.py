@@ -83,6 +83,11 @@ def test_the_failure_of_another_process_is_raised_where_that_is_wanted(both):
     assert both[0]["shares"]["strict"]["error"].startswith("ProcessError: process 1: ForwardError")
 
 
+def test_a_forward_that_waits_for_the_others_is_refused_before_it_does(both):
+    found = both[0]["shares"]["exchanges"]
+    assert found["error"].startswith("ProcessError: the forward pass exchanges something")
+
+
 # Data-parallel training. --------------------------------------------------------------------------
 
 
@@ -125,6 +130,30 @@ def test_all_processes_stop_where_failures_are_to_be_raised(both, what):
     first, second = (saved["mischief"][f"{what}, raise"] for saved in both)
     assert first["raised"].startswith("ProcessError: process 1: ")
     assert second["raised"].startswith("ProcessError: the first process stopped watching")
+
+
+def test_what_measuring_did_to_another_process_is_said_there_and_ends_no_training(both):
+    first, second = (saved["mischief"]["clips, warn"] for saved in both)
+    assert first["raised"] == second["raised"] == ""
+    (said,) = second["said"]
+    assert "this process helps to measure no more: " in said
+    assert "changed 1 of the tensors" in said
+    assert [seen["step"] for seen in first["history"]] == [0, 3, 6]
+
+
+def test_what_measuring_did_to_another_process_is_raised_in_all_where_that_is_wanted(both):
+    first, second = (saved["mischief"]["clips, raise"] for saved in both)
+    assert first["raised"].startswith("ProcessError: process 1: WeightsChangedError")
+    assert second["raised"].startswith("ProcessError: the first process stopped watching")
+
+
+def test_processes_that_find_no_network_of_their_own_are_watched_by_the_first_alone(both):
+    first, second = (saved["mischief"]["no group"] for saved in both)
+    assert first["raised"] == second["raised"] == ""
+    (said,) = first["said"]
+    assert "Set GLOO_SOCKET_IFNAME" in said
+    assert [seen["step"] for seen in first["history"]] == [0, 3, 6]
+    assert first["shared"] == 0
 
 
 def test_a_full_disk_of_the_first_process_is_said_once_and_training_goes_on(both):

@@ -44,7 +44,18 @@ def _monitor(**settings) -> NTKMonitor:
     return NTKMonitor(**{"every_n_train_steps": 5, "on_error": "raise", **settings})
 
 
-def _fit(pl, root, watch, *, checkpoint=None, model=None, every=STOP, batches=None, **settings):
+def _fit(
+    pl,
+    root,
+    watch,
+    *,
+    checkpoint=None,
+    model=None,
+    every=STOP,
+    batches=None,
+    further=(),
+    **settings,
+):
     """Train for three epochs of six steps, unless the settings say otherwise."""
     seed_all()
     model = module(pl, mlp(nn.BatchNorm1d(8))) if model is None else model
@@ -55,7 +66,7 @@ def _fit(pl, root, watch, *, checkpoint=None, model=None, every=STOP, batches=No
     run = trainer(
         pl,
         root,
-        [*([] if watch is None else [watch]), keep],
+        [*([] if watch is None else [watch]), *further, keep],
         enable_checkpointing=True,
         **{"max_epochs": 3, **settings},
     )
@@ -304,6 +315,67 @@ def test_the_cost_of_a_run_goes_on_where_it_stopped(stopped, tmp_path):
     assert cost.share == pytest.approx(cost.seconds / cost.elapsed)
     assert read_history(tmp_path / "ntk").cost == cost
     assert json.loads((tmp_path / "ntk" / "verdict.json").read_text())["cost"]["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", ["probe.safetensors", "reference.safetensors"])
+def test_a_damaged_file_is_a_history_that_is_lost_and_nothing_of_it_is_changed(tmp_path, name):
+    pl = lightning()
+    _fit(pl, tmp_path, _monitor(), max_epochs=None, max_steps=STOP)
+    (tmp_path / "ntk" / name).write_bytes(b"not a tensor")
+    before = (tmp_path / "ntk" / "history.jsonl").read_bytes()
+    watch = _monitor(on_error="warn")
+    with pytest.warns(UserWarning, match="drift is counted from the resumed weights"):
+        _fit(pl, tmp_path, watch, checkpoint=_last(tmp_path))
+    assert [seen.step for seen in watch.history] == [7, 10, 15, 18]
+    assert (tmp_path / "ntk" / "history.jsonl").read_bytes() == before
+    assert [seen.step for seen in read_history(tmp_path / "ntk-2")] == [7, 10, 15, 18]
+
+
+def test_a_run_resumed_where_nothing_can_be_written_is_watched_and_written_later(tmp_path):
+    """A folder in the way of the history's temporary file, as real as a full disk."""
+    pl = lightning()
+    _fit(pl, tmp_path, _monitor(), max_epochs=None, max_steps=STOP)
+    in_the_way = tmp_path / "ntk" / ".history.jsonl.tmp"
+    in_the_way.mkdir()
+    watch = _monitor(on_error="warn")
+
+    class MakesRoom(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 12:
+                in_the_way.rmdir()
+
+    with pytest.warns(UserWarning, match="an earlier part of this run saw"):
+        _fit(pl, tmp_path, watch, checkpoint=_last(tmp_path), further=[MakesRoom()])
+    steps = [0, 5, 10, 15, 18]
+    assert [seen.step for seen in watch.history] == steps
+    assert [seen.step for seen in read_history(tmp_path / "ntk")] == steps
+
+
+def test_a_history_set_aside_twice_is_kept_twice(tmp_path):
+    pl = lightning()
+    _fit(pl, tmp_path, _monitor())
+    for _ in range(2):
+        _fit(pl, tmp_path, _monitor(), checkpoint=_last(tmp_path), max_epochs=None, max_steps=12)
+    names = ("history.before-resume.jsonl", "history.before-resume-2.jsonl")
+    kept = [[seen.step for seen in read_history(tmp_path / "ntk" / name)] for name in names]
+    assert kept == [[0, 5, 10, 15, 18], [0, 5, 10, 12]]
+
+
+def test_what_others_left_half_written_beside_is_not_ours_to_sweep(tmp_path):
+    pl = lightning()
+    _fit(pl, tmp_path, _monitor(dirpath=tmp_path), max_epochs=None, max_steps=STOP)
+    others = tmp_path / "other" / ".results.csv.tmp"
+    others.parent.mkdir()
+    others.write_text("half")
+    _fit(
+        pl,
+        tmp_path,
+        _monitor(dirpath=tmp_path),
+        checkpoint=_last(tmp_path),
+        max_epochs=None,
+        max_steps=9,
+    )
+    assert others.read_text() == "half"
 
 
 def test_what_a_kill_left_half_written_is_swept_up(tmp_path):

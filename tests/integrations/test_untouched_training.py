@@ -24,7 +24,7 @@ from integrations.trainings import (
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ntkwatch import NTKMonitor
 
@@ -180,11 +180,41 @@ class Whimsical(nn.Module):
     def forward(self, x):
         self.calls += 1
         self.drawn.append(random.random() + np.random.rand() + float(torch.rand(())))
+        self.drawn[-1] += self.own.random()
         x = self.net(x)
         if self.fails and not self.training:
             raise RuntimeError("half way")
         scale = 1 + 0.1 * self.drawn[-1] if self.training else 1.0
         return self.last(x * scale)
+
+
+class Mixup:
+    """A collator with a generator of its own, as are many that augment."""
+
+    def __init__(self) -> None:
+        self.own = np.random.default_rng(5)
+
+    def __call__(self, items):
+        x, y = default_collate(items)
+        return x * (1 + 0.1 * float(self.own.random())), y
+
+
+def _collator_that_draws():
+    batches = DataLoader(data(), batch_size=8, collate_fn=Mixup())
+    return module(pl), batches, {"max_epochs": 2}
+
+
+def _augmented_on_the_way():
+    """A hook of the module changes every batch, with a generator that it keeps, and counts."""
+    model = module(pl)
+    model.own, model.count = np.random.default_rng(6), 0
+
+    def augment(batch, dataloader_idx):
+        model.count += 1
+        return [batch[0] + 0.1 * model.count * float(model.own.random()), batch[1]]
+
+    model.on_after_batch_transfer = augment
+    return model, loader(), {"max_epochs": 2}
 
 
 def _whimsical():
@@ -227,6 +257,8 @@ CASES = {
     "activation checkpointing": (_checkpointed(False), range(7)),
     "reentrant checkpointing": (_checkpointed(True), range(7)),
     "lstm": (_recurrent, range(4)),
+    "a collator that draws": (_collator_that_draws, range(13)),
+    "augmented on the way": (_augmented_on_the_way, range(13)),
     "draws from every stream": (_whimsical, range(7)),
 }
 

@@ -4,7 +4,7 @@ The oracle is a copy of everything taken before.
 """
 
 import random
-from collections import deque
+from collections import Counter, defaultdict, deque
 from contextlib import nullcontext
 
 import numpy as np
@@ -34,6 +34,9 @@ class Busy(nn.Module):
         self.log, self.cache, self.names = [], {"a": 1}, {"x"}
         self.recent = deque([1, 2], maxlen=2)
         self.generator = torch.Generator().manual_seed(3)
+        self.own = [np.random.default_rng(3), np.random.RandomState(3), random.Random(3)]
+        self.lists = defaultdict(list, {"a": []})
+        self.nested = {"mean": torch.zeros(2), "deep": [{"counts": Counter()}]}
         self.fails = False
 
     def forward(self, x):
@@ -47,6 +50,12 @@ class Busy(nn.Module):
         self.recent.append(3)
         self.new = x
         self.register_buffer("late", torch.zeros(1))
+        self.lists["a"].append(x)
+        self.lists["b"].append(x)
+        self.nested["mean"].mul_(0.9).add_(1)
+        self.nested["deep"][0]["counts"]["calls"] += 1
+        for own in self.own:
+            own.random()
         torch.rand(1), random.random(), np.random.rand(), torch.rand(1, generator=self.generator)
         x = self.drop(self.net(x))
         if self.fails:
@@ -118,6 +127,11 @@ def test_attributes_hold_what_they_held():
     assert list(model.recent) == [1, 2]
     assert model.kept is kept
     assert not hasattr(model, "new")
+    assert model.lists == {"a": []}
+    assert model.nested["mean"].tolist() == [0, 0]
+    assert model.nested["deep"] == [{"counts": Counter()}]
+    first, second, third = np.random.default_rng(3), np.random.RandomState(3), random.Random(3)
+    assert [own.random() for own in model.own] == [each.random() for each in (first, second, third)]
     fresh = torch.Generator().manual_seed(3)
     assert torch.equal(model.generator.get_state(), fresh.get_state())
 

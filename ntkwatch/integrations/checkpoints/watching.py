@@ -21,9 +21,9 @@ from ntkwatch.integrations.checkpoints.places import name_of
 from ntkwatch.integrations.checkpoints.probe_loss import LossFn, loss_on_probe
 from ntkwatch.integrations.checkpoints.series import Entry, Series, digest_of
 from ntkwatch.integrations.checkpoints.weights import load_weights
+from ntkwatch.integrations.run.claim import free_folder, let_go_of
 from ntkwatch.integrations.run.mishaps import in_words
 from ntkwatch.integrations.run.outlet import Outlet, OutletSettings
-from ntkwatch.integrations.run.resumption import free_folder
 from ntkwatch.watch.history import History, read_history
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.records import Gap, GapKind
@@ -136,6 +136,7 @@ class _Run:
             return
         # First the ledger: without it, what follows would be taken for a watched run's.
         self._write_ledger()
+        let_go_of(self.files.folder)
         for name in _STALE:
             (self.files.folder / name).unlink(missing_ok=True)
         for part in ("kernels", "anchors"):

@@ -4,7 +4,9 @@ They meet in the training's hooks, at steps that all of them know beforehand. In
 others do what the first process asks of them until it says to go on. No framework is known here.
 """
 
+import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from torch import nn
 from ntkwatch.errors import ProcessError
 from ntkwatch.integrations.processes.mirrored import LeadingTracker, Mirror
 from ntkwatch.integrations.processes.shared_shards import SharedShards
+from ntkwatch.integrations.run.held_signals import HeldSignals
 from ntkwatch.watch.asking import Asking
 from ntkwatch.watch.helping import Helper
 from ntkwatch.watch.request import Request, in_words
@@ -22,6 +25,8 @@ from ntkwatch.watch.team import Team
 from ntkwatch.watch.tracker import KernelTracker
 
 __all__ = ["Crew", "Hook", "News"]
+
+_log = logging.getLogger("ntkwatch")
 
 Hook = Literal["train start", "batch start", "batch end", "epoch end", "train end"]
 
@@ -67,7 +72,7 @@ class Crew:
         self._asking = None if team is None or mirrors else Asking(team, raises=raises)
         self._mirror: Mirror | None = None
         self._helper: Helper | None = None
-        self._mirrors, self._is_meeting = mirrors, False
+        self._mirrors, self._is_meeting, self._has_told = mirrors, False, False
         if team is not None and not team.is_first:
             self._mirror = Mirror(team, self._settings)
             wanted = self._settings.get("outputs")
@@ -172,21 +177,48 @@ class Crew:
         assert self._mirror is not None
         if hook == "batch start" and self._mirrors:
             self._mirror.keep_first_state(model)
+        signals = HeldSignals()
         try:
             while not isinstance(message := team.tell(), News):
+                signals.hold()
                 self._do(message, model)
         except RuntimeError:  # the first process is gone, and training will say so
             self.leave()
             return
+        except Exception as error:
+            self.leave()
+            if self._raises:
+                raise
+            warnings.warn(
+                f"ntkwatch: this process helps the first one no more, and training goes on: "
+                f"{in_words(error)}",
+                stacklevel=2,
+            )
+            return
         except BaseException:
             self.leave()
             raise
+        finally:
+            signals.release()
         self._news = message
+        harm = None if self._helper is None else self._helper.failure
+        if harm is not None:
+            self._tell_of(harm)
         if message.failure and self._raises:
             raise ProcessError(
                 f"the first process stopped watching, and this one does as it was told to by "
                 f"on_error='raise': {message.failure}"
             )
+
+    def _tell_of(self, harm: Exception) -> None:
+        """What measuring did to this process; the first one hears of it when it asks again."""
+        if self._has_told:
+            return
+        self._has_told = True
+        _log.error("helping to observe changed the training: %s", harm)
+        warnings.warn(
+            f"ntkwatch: this process helps to measure no more: {in_words(harm)}", stacklevel=2
+        )
 
     def _do(self, message: object, model: nn.Module) -> None:
         assert self._helper is not None

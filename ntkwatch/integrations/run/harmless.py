@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Literal
 
 from ntkwatch.errors import DivergedError
+from ntkwatch.integrations.run.held_signals import HeldSignals
 from ntkwatch.integrations.run.late_reference import LateReference, may_pass
 from ntkwatch.integrations.run.mishaps import Mishaps, in_words
 from ntkwatch.integrations.run.observer import Observer
@@ -34,6 +35,7 @@ class Harmless:
 
     Attributes:
         files: The run's folder.
+        signals: That are put off while the model is measured.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class Harmless:
         self.files, self._outlet, self._promised = files, outlet, max_overhead
         self._budget = OverheadBudget(1.0 if max_overhead is None else max_overhead)
         self._mishaps = Mishaps(on_error)
-        self._observer = Observer(outlet, self._budget, self._mishaps, on_verdict)
+        self.signals = HeldSignals()
+        self._observer = Observer(outlet, self._budget, self._mishaps, self.signals, on_verdict)
         self._tracker: KernelTracker | None = None
         self._late = LateReference()
 
@@ -146,3 +149,4 @@ class Kept:
             return self._run.caught(step, error)
         finally:
             self._budget.__exit__()
+            self._run.signals.release()  # what handlers raise is the training's

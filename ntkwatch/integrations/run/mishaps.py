@@ -41,7 +41,7 @@ class Mishaps:
         self._in_a_row = 0
         self._diverged = False
         self._said: set[str] = set()
-        self._unsaid: tuple[int, Exception] | None = None
+        self._unsaid: tuple[int, str] | None = None
 
     def observed(self) -> None:
         """Note that an observation succeeded."""
@@ -67,8 +67,10 @@ class Mishaps:
         self.stood_down = hopeless or self._in_a_row >= _FAILURES
         if not (has_reference or self.stood_down):
             # Said when it is known what follows: a model that cannot be called costs one warning.
-            self._unsaid = self._unsaid or (step, error)
+            # In words: the error itself holds on to all that was computed until it was raised.
+            self._unsaid = self._unsaid or (step, _with_advice(error))
             return
+        self._unsaid = None
         if harmful:
             _log.error("observing step %d changed the training: %s", step, error)
         if self._in_a_row == 1 or self.stood_down:
@@ -86,13 +88,11 @@ class Mishaps:
         """
         if self._unsaid is None or self.stood_down:
             return
-        (due, error), self._unsaid = self._unsaid, None
+        (due, what), self._unsaid = self._unsaid, None
         then = "Training ended before the reference could be tried again"
         if step is not None:
             then = f"The reference is step {step}: drift is counted from there, without a verdict"
-        warnings.warn(
-            f"ntkwatch could not observe step {due}: {_with_advice(error)} {then}.", stacklevel=3
-        )
+        warnings.warn(f"ntkwatch could not observe step {due}: {what} {then}.", stacklevel=3)
 
     def diverged(self, step: int, error: DivergedError) -> bool:
         """Say that the training has diverged, which is something observed and no failure of ours.

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ntkwatch.integrations.run.held_signals import HeldSignals
 from ntkwatch.integrations.run.losses import Losses
 from ntkwatch.integrations.run.mishaps import Mishaps, in_words
 from ntkwatch.integrations.run.outlet import FOLDER, Outlet
 from ntkwatch.jacobian.memory import is_out_of_memory
+from ntkwatch.watch.anchors import Anchor
 from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.budget import Kind, OverheadBudget
 from ntkwatch.watch.records import Gap, Observation
@@ -36,6 +38,7 @@ class Observer:
         outlet: Where numbers go.
         budget: Learns what an observation costs.
         mishaps: What happens when something cannot be handed over.
+        signals: Held from the first look at the model on; whoever called lets them go.
         on_verdict: Called with the verdict when its strength changes.
 
     Attributes:
@@ -50,10 +53,12 @@ class Observer:
         outlet: Outlet,
         budget: OverheadBudget,
         mishaps: Mishaps,
+        signals: HeldSignals,
         on_verdict: Callable[[Verdict], object] | None,
     ) -> None:
         self._outlet, self._budget = outlet, budget
-        self._mishaps, self._on_verdict = mishaps, on_verdict
+        self._mishaps, self._signals, self._on_verdict = mishaps, signals, on_verdict
+        self._begun: Anchor | None = None  # the reference that is in the files
         self.verdict: Verdict | None = None
         self.tried: int | None = None
         self._x = 0
@@ -84,6 +89,7 @@ class Observer:
                 and whether training is over.
         """
         began = time.perf_counter()
+        self._signals.hold()
         try:
             self._observe(tracker, files, model, step, brief=brief, **rest)
         finally:
@@ -101,8 +107,9 @@ class Observer:
         last: bool = False,
         **place: Any,
     ) -> None:
-        reference, warmup = tracker.reference, tracker.warmup
-        is_first = reference is None
+        warmup, is_first = tracker.warmup, tracker.reference is None
+        if self._begun is None:
+            self._begun = tracker.reference  # of a run that is resumed
         self.tried, self._x = step, place.get("logged_step", step)
         self.tell_start_loss(tracker, files, self.losses.first)
         loss = tracker.loss_start if is_first else self.losses.mean
@@ -117,6 +124,7 @@ class Observer:
         trying = self._mishaps.unwritten
         if is_first:
             self._outlet.begin(tracker, files, trying)
+            self._begun = tracker.reference
         with trying("the end of the warm-up", FOLDER):
             if tracker.warmup is not None and tracker.warmup is not warmup:
                 files.write_anchor(tracker.warmup, "warmup")
@@ -126,7 +134,8 @@ class Observer:
         tracker.history.add(seen)
         self._outlet.observed(tracker, seen, self.verdict, files, trying, last=last)
         with trying("the reference", FOLDER):
-            if not is_first and tracker.reference is not reference:
+            if tracker.reference is not self._begun:
+                self._begun = tracker.reference
                 self._outlet.begin_again(tracker, files)
         self._tell_verdict(before)
 

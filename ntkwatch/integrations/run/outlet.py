@@ -55,6 +55,9 @@ class Outlet:
             ``experiment``.
         metrics: Where other callbacks look for values to monitor.
         settings: What to write.
+
+    Attributes:
+        is_behind: Whether the history holds more than its file does.
     """
 
     def __init__(
@@ -67,18 +70,18 @@ class Outlet:
         self._dashboard = Dashboard(
             loggers, metrics, name=settings.name, custom_scalars=settings.custom_scalars
         )
-        self._behind = False
+        self.is_behind = False
         self._tags = {_STRENGTH}
 
     def begin(self, tracker: KernelTracker, files: RunFiles, trying: Trying = as_it_comes) -> None:
         """Write what is fixed from the reference on: run, probe, reference, chart layout."""
         assert tracker.reference is not None
         with trying("the reference", FOLDER):
-            self._behind = True
+            self.is_behind = True
             files.write_probe(tracker.probe)
             files.write_anchor(tracker.reference)
             files.append(tracker.history.run)
-            self._behind = False
+            self.is_behind = False
         self.lay_out(trying)
 
     def append(self, record: Observation | Gap, tracker: KernelTracker, files: RunFiles) -> None:
@@ -90,15 +93,15 @@ class Outlet:
             files: The run's folder.
         """
         assert tracker.reference is not None
-        if self._behind:
+        if self.is_behind:
             if not files.can_go_on:
                 files.write_probe(tracker.probe)
                 files.write_anchor(tracker.reference)
             files.rewrite(tracker.history)
         else:
-            self._behind = True
+            self.is_behind = True
             files.append(record)
-        self._behind = False
+        self.is_behind = False
 
     def begin_again(self, tracker: KernelTracker, files: RunFiles) -> None:
         """Write the reference anew, which the tracker had to take again, and all that follows."""
@@ -181,7 +184,7 @@ class Outlet:
     ) -> None:
         """Write the verdict and the report."""
         with trying("the verdict and the report", FOLDER):
-            if self._behind:
+            if self.is_behind:
                 self.append(tracker.history[-1], tracker, files)
             self._write_report(tracker, verdict, files)
         with trying("the last pictures", _PAGES):

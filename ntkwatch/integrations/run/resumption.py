@@ -1,18 +1,20 @@
 """Taking up the files of an interrupted run where its checkpoint stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ntkwatch.errors import HistoryError
+from ntkwatch.integrations.run.claim import free_folder
 from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.history import HISTORY_FILE, History, read_history
+from ntkwatch.watch.history import History, read_history
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.store import RunFiles
 
-__all__ = ["EarlierPart", "free_folder", "take_up"]
+__all__ = ["EarlierPart", "take_up"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class EarlierPart:
         start: Its reference.
         warmup: Its anchor at the end of the warm-up, if that was reached.
         last_kernel: Trace kernel of its last whole observation, if that was written.
+        unwritten: Why the files could not be brought to where the run goes on, or None.
     """
 
     files: RunFiles
@@ -34,6 +37,7 @@ class EarlierPart:
     start: Anchor
     warmup: Anchor | None
     last_kernel: Tensor | None
+    unwritten: OSError | None = None
 
 
 def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) -> EarlierPart:
@@ -60,40 +64,48 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
     earlier = RunFiles(Path(folder), files.shards)
     if not earlier.can_go_on:
         raise HistoryError(f"its files ({folder}) are gone")
+    # Everything is read before anything is changed: a file may be damaged, and processes that hold
+    # shards may not agree.
     try:
         then = read_history(earlier.history)
-    except HistoryError as error:
-        raise HistoryError(f"its files ({folder}) are gone") from error
-    # Before anything is changed: processes that hold shards may not agree.
-    start = earlier.read_anchor(device=device)
-    warmup = earlier.read_anchor("warmup", device=device)
+        start = earlier.read_anchor(device=device)
+        warmup = earlier.read_anchor("warmup", device=device)
+        probe = earlier.read_probe()
+        kept = tuple(seen for seen in then if seen.step <= step and not seen.at_end)
+        gaps = tuple(gap for gap in then.gaps if gap.step <= step)
+        angles = None if then.angles is None else then.angles.only({o.step for o in kept})
+        history = History(then.run, kept, gaps, angles=angles)
+        whole = history.last_whole
+        kernel = None if whole is None else earlier.read_kernel(whole.step, device=device)
+    except (HistoryError, OSError, SafetensorError, KeyError, ValueError) as error:
+        raise HistoryError(f"its files ({folder}) cannot be read: {error}") from error
     assert start is not None
-    if files.folder.resolve() == earlier.folder.resolve():
-        files = earlier
-        files.sweep()
-    else:
-        files = RunFiles(free_folder(files.folder), files.shards)
-        files.copy_from(earlier, until=step)
-    kept = tuple(seen for seen in then if seen.step <= step and not seen.at_end)
-    gaps = tuple(gap for gap in then.gaps if gap.step <= step)
-    if len(kept) < len(then) and files is earlier:
-        files.set_aside()
-    angles = None if then.angles is None else then.angles.only({o.step for o in kept})
-    history = History(then.run, kept, gaps, angles=angles)
-    files.rewrite(history)
-    whole = history.last_whole
     if warmup is not None and warmup.step not in {seen.step for seen in kept}:
         warmup = None
-    if files.shards is not None and files is not earlier:
-        _keep_shards(files, start, warmup)
-    return EarlierPart(
-        files=files,
-        history=history,
-        probe=files.read_probe(),
-        start=start,
-        warmup=warmup,
-        last_kernel=None if whole is None else files.read_kernel(whole.step, device=device),
+    moves = files.folder.resolve() != earlier.folder.resolve()
+    files = RunFiles(free_folder(files.folder), files.shards) if moves else earlier
+    part = EarlierPart(
+        files=files, history=history, probe=probe, start=start, warmup=warmup, last_kernel=kernel
     )
+    try:
+        _bring(earlier, part, step=step, is_shorter=len(kept) < len(then))
+    except OSError as error:  # no room: training and watching go on, and the files follow
+        return replace(part, unwritten=error)
+    return part
+
+
+def _bring(earlier: RunFiles, part: EarlierPart, *, step: int, is_shorter: bool) -> None:
+    """Bring the files to where the run goes on."""
+    files = part.files
+    if files is earlier:
+        files.sweep()
+        if is_shorter:
+            files.set_aside()
+    else:
+        files.copy_from(earlier, until=step)
+    files.rewrite(part.history)
+    if files.shards is not None and files is not earlier:
+        _keep_shards(files, part.start, part.warmup)
 
 
 def _keep_shards(files: RunFiles, start: Anchor, warmup: Anchor | None) -> None:
@@ -101,12 +113,3 @@ def _keep_shards(files: RunFiles, start: Anchor, warmup: Anchor | None) -> None:
     files.write_anchor(start)
     if warmup is not None:
         files.write_anchor(warmup, "warmup")
-
-
-def free_folder(folder: Path) -> Path:
-    """Return the folder, or the next free name beside it: an existing run is not overwritten."""
-    number, free = 1, folder
-    while (free / HISTORY_FILE).exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free

@@ -13,19 +13,21 @@ from torch import Tensor, nn
 from ntkwatch.errors import InputError
 from ntkwatch.integrations.processes.crew import Crew
 from ntkwatch.integrations.run.beginning import Beginning, earlier_part
+from ntkwatch.integrations.run.claim import free_folder, let_go_of
 from ntkwatch.integrations.run.closing import closing_words
 from ntkwatch.integrations.run.gathering import Gathering
 from ntkwatch.integrations.run.harmless import Harmless
 from ntkwatch.integrations.run.late_reference import LateReference
 from ntkwatch.integrations.run.mishaps import say
 from ntkwatch.integrations.run.outlet import FOLDER, Outlet
-from ntkwatch.integrations.run.resumption import EarlierPart, free_folder
+from ntkwatch.integrations.run.resumption import EarlierPart
 from ntkwatch.integrations.run.taken_steps import TakenSteps
 from ntkwatch.watch.budget import Kind
 from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.store import RunFiles
+from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.training import Training
 from ntkwatch.watch.verdict import Verdict, judge
 
@@ -97,7 +99,13 @@ class WatchedRun(Harmless):
         """Return what a resumed run needs to go on from here: plain values only."""
         if self._tracker is None or not self.has_reference:
             return {}
-        losses, first = self._observer.losses, self._tracker.loss_start
+        state: dict[str, Any] = {}
+        with self._budget.counting(), self._mishaps.unwritten("its state", "the checkpoint"):
+            state.update(self._state(self._tracker))
+        return state
+
+    def _state(self, tracker: KernelTracker) -> dict[str, Any]:
+        losses, first = self._observer.losses, tracker.loss_start
         first = losses.first if first is None else first
         folder = str(self.files.folder.resolve())
         seconds = {"overhead_seconds": self._budget.spent, "elapsed_seconds": self._budget.elapsed}
@@ -105,7 +113,7 @@ class WatchedRun(Harmless):
             "folder": folder,
             "loss_start": first,
             "losses": losses.recent,
-            "weights": self._tracker.last_weights,
+            "weights": tracker.last_weights,
             "decay": self._beginning.decay.state(),
             **seconds,
         }
@@ -179,6 +187,10 @@ class WatchedRun(Harmless):
         self._budget.learn(earlier.history)
         self._observer.losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
+        if earlier.unwritten is not None:
+            with self._mishaps.unwritten("what an earlier part of this run saw", FOLDER):
+                self._outlet.is_behind = True
+                raise earlier.unwritten
         self._outlet.lay_out(self._mishaps.unwritten)
 
     def take_reference(self, model: nn.Module, batch: Any, *, step: int, **place: Any) -> None:
@@ -309,3 +321,4 @@ class WatchedRun(Harmless):
         self._beginning.let_go()
         self._steps.let_go()
         self._budget.expect(None)
+        let_go_of(self.files.folder)
