@@ -82,7 +82,7 @@ def draw(place: Path, history: History) -> None:
     errors = [seen.linearization_error for seen in history]
     right.plot(steps, errors, marker=".", color="#c2571a")
     right.set(xscale="log", xlabel="step + 1", ylabel="linearization error", ylim=(0, 1.1))
-    right.legend(frameon=False)
+    right.legend(loc="lower right")
     save(figure, place)
 
 
