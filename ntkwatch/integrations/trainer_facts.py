@@ -186,18 +186,13 @@ def crew_of(trainer: Any, settings: Mapping[str, Any], *, raises: bool) -> Crew 
     helps = "DDPStrategy" in kinds and "DeepSpeedStrategy" not in kinds
     if trainer.world_size < 2 or not (helps or _MIRRORED in kinds):
         return Crew()
-    team, error = None, None
-    try:
+    # On the training's own group, before anybody waits for the others in gloo: where NCCL has a
+    # network of its own, gloo may find none.
+    if trainer.strategy.reduce_boolean_decision(Team.has_network(), all=True):
         team = Team.of_all(lambda: bool(trainer.received_sigterm))
-    except Exception as failed:  # no network that gloo can use, where NCCL has its own
-        error = failed
-    # On the training's own group: whether all have come together, none can know by itself.
-    if trainer.strategy.reduce_boolean_decision(error is None, all=True):
         return Crew(team, mirrors=not helps, settings=settings, raises=raises)
-    if team is not None:
-        team.close()
     if raises:
-        raise InputError(_NO_GROUP) from error
+        raise InputError(_NO_GROUP)
     if trainer.is_global_zero:
         then = "The first one measures by itself." if helps else "This run is not watched."
         warnings.warn(f"ntkwatch: {_NO_GROUP} {then}", stacklevel=3)

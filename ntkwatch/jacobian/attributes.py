@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.jacobian.generators import GENERATORS, restorer_of
+from ntkwatch.jacobian.generators import is_generator, restorer_of
 
 __all__ = ["call_forgotten", "kept_attributes"]
 
@@ -118,10 +118,15 @@ def _restorer(value: Any) -> Callable[[], None] | None:
         return _restorer_of_sequence(value)
     if kind is set:
         return _restorer_of_set(value)
-    if isinstance(value, GENERATORS):
+    if is_generator(value):
         return restorer_of(value)
-    plain = kind is Tensor and not (value.requires_grad or value.is_inference() or value.is_meta)
-    return _restorer_of_tensor(value) if plain and value.nbytes <= _SMALL_BYTES else None
+    return _restorer_of_tensor(value) if kind is Tensor and _is_plain(value) else None
+
+
+def _is_plain(value: Tensor) -> bool:
+    if value.layout is not torch.strided or value.is_nested or value.is_meta:
+        return False
+    return not (value.requires_grad or value.is_inference()) and value.nbytes <= _SMALL_BYTES
 
 
 def _restorer_of_mapping(value: dict[Any, Any]) -> Callable[[], None]:

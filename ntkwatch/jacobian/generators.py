@@ -9,16 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["GENERATORS", "restorer_of"]
+__all__ = ["is_generator", "restorer_of"]
 
-GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+
+
+def is_generator(thing: object) -> bool:
+    """Return whether something draws random numbers and can be put back."""
+    # The system's own generator has no state.
+    return isinstance(thing, _GENERATORS) and not isinstance(thing, random.SystemRandom)
 
 
 def restorer_of(generator: Any) -> Callable[[], None]:
     """Return what puts a generator back to where it is now.
 
     Args:
-        generator: One of ``GENERATORS``.
+        generator: What ``is_generator`` says yes to.
 
     Returns:
         A function without arguments.

@@ -3,6 +3,8 @@
 Also before it waits for other processes, which measure nothing and would not answer.
 """
 
+import inspect
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,7 +44,7 @@ class WriteGuard(TorchDispatchMode):
     ) -> Any:
         """Run an operation unless it writes to what is guarded."""
         kwargs = kwargs or {}
-        if self._is_apart and func.namespace in _EXCHANGES:
+        if self._is_apart and func.namespace in _EXCHANGES and not _in_signal_handler():
             raise ProcessError(
                 f"the forward pass exchanges something with other processes ({func}), and those do "
                 "not measure: it would wait for ever, or meddle with what the training exchanges. "
@@ -63,6 +65,26 @@ class WriteGuard(TorchDispatchMode):
                 tensor.untyped_storage()._cdata in self._guarded
             ):
                 raise WritesToParameter
+
+
+def _in_signal_handler() -> bool:
+    """Whether a handler came in between, such as Lightning's: what it exchanges is its own."""
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code in handlers:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _code_of(handler: Any) -> Any:
+    if not callable(handler):
+        return None
+    function = getattr(handler, "__func__", handler)
+    if not hasattr(function, "__code__"):
+        function = type(handler).__call__
+    return getattr(function, "__code__", None)
 
 
 def _has_others() -> bool:

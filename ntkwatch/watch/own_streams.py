@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ntkwatch.jacobian.generators import GENERATORS, restorer_of
+from ntkwatch.jacobian.generators import is_generator, restorer_of
 
 __all__ = ["kept_own_streams"]
 
@@ -44,7 +44,7 @@ def _collect(thing: Any, found: dict[int, Any], seen: set[int], depth: int) -> N
     if id(thing) in seen or depth < 0:
         return
     seen.add(id(thing))
-    if isinstance(thing, GENERATORS):
+    if is_generator(thing):
         found[id(thing)] = thing
         return
     parts: list[Any] = []

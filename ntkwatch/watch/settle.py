@@ -147,8 +147,6 @@ def check_same_settings(spec: KernelSpec, earlier: Mapping[str, Any]) -> None:
     """
     now = spec.to_plain()
     differ = [key for key in _COMPARABLE if key in earlier and earlier[key] != now[key]]
-    if earlier.get("forward") == GIVEN != now["forward"]:
-        differ.append("forward")  # a guess may call another function than the user did
     if differ:
         said = ", ".join(f"{key}={earlier[key]!r} then and {now[key]!r} now" for key in differ)
         raise KernelMismatchError(

@@ -183,7 +183,7 @@ class RunFiles:
         while free.exists():
             number += 1
             free = free.with_name(f"history.before-resume-{number}.jsonl")
-        shutil.copy2(self.history, free)
+        _copy(self.history, free)
 
     def copy_from(self, other: "RunFiles", *, until: int) -> None:
         """Take over history, probe, anchors and kernels of an earlier part of this run.
@@ -195,12 +195,15 @@ class RunFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (HISTORY_FILE, ANGLES_FILE, _PROBE, *_ANCHORS.values()):
             if (other.folder / name).is_file():
-                shutil.copy2(other.folder / name, self.folder / name)
+                _copy(other.folder / name, self.folder / name)
         for part in ("kernels", "anchors"):
             for file in sorted((other.folder / part).glob("step=*.safetensors")):
                 if int(file.stem.partition("=")[2]) <= until:
-                    (self.folder / part).mkdir(exist_ok=True)
-                    shutil.copy2(file, self.folder / part / file.name)
+                    _copy(file, self.folder / part / file.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_atomically(target, lambda part: shutil.copyfile(source, part))
 
 
 def read_probe(path: Path) -> ProbeBatch:

@@ -61,6 +61,17 @@ class Team:
         # Lightning makes in a signal handler.
         return cls(distributed.new_group(backend="gloo"), is_ending)
 
+    @staticmethod
+    def has_network() -> bool:
+        """Return whether this process finds a network that gloo could use; nobody else is asked."""
+        if not (distributed.is_available() and distributed.is_gloo_available()):
+            return False
+        try:
+            distributed.ProcessGroupGloo.create_default_device()
+        except Exception:  # whatever gloo has to say
+            return False
+        return True
+
     @property
     def is_first(self) -> bool:
         """Whether this is the process that decides, and writes."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ntkwatch.errors import InputError
 from ntkwatch.jacobian.batchnorm import moving_batchnorms
 from ntkwatch.jacobian.engine import check_batchnorm, check_choice
-from ntkwatch.jacobian.forward import ForwardFn
+from ntkwatch.jacobian.forward import GIVEN, ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.spec import BatchNormMode, Kernel
@@ -41,6 +41,10 @@ _LEAST_BUDGET = 2**20  # bytes, below which a budget saves nothing
 _WARMUP_STEPS = 20  # ordinary AdamW reorganises a network in its first few steps
 
 
+_OTHERWISE = (
+    "the reference was called by forward=, and this is {}: the two compare only if they are one "
+    "function"
+)
 _NO_LOSS = "the training loss of the last batches is NaN or infinite"
 
 
@@ -144,6 +148,7 @@ class KernelTracker(Remembering):
         )
         self.refer_to(reference, is_start=reference_is_start)
         self._notes: tuple[str, ...] = ()
+        self._called_otherwise: tuple[str, ...] = ()
 
     def observe(
         self,
@@ -225,7 +230,7 @@ class KernelTracker(Remembering):
             epoch=epoch,
             loss=loss,
             loss_start=self._note_loss(loss, is_reference=is_reference),
-            notes=(*observed.notes, *self._notes, *lost),
+            notes=(*observed.notes, *self._notes, *self._called_otherwise, *lost),
             seconds=time.perf_counter() - began,
         )
         self._keep(observation)
@@ -269,6 +274,8 @@ class KernelTracker(Remembering):
         seen = look(model, probe, settings, kept, step=step, **how)
         if self._resumed is not None:
             check_same_settings(seen.now.problem.spec, self._resumed)
+            if self._resumed.get("forward") == GIVEN != seen.now.problem.spec.forward:
+                self._called_otherwise = (_OTHERWISE.format(seen.now.problem.spec.forward),)
         return seen
 
     def _check_modes(self, model: nn.Module) -> None:

@@ -67,6 +67,14 @@ def test_only_a_mark_of_a_process_that_is_gone_for_certain_means_nothing(tmp_pat
     assert (free_folder(tmp_path / "ntk").name == "ntk") == is_free
 
 
+def test_an_empty_folder_of_the_users_stays(tmp_path):
+    wanted = tmp_path / "mine"
+    wanted.mkdir()
+    let_go_of(free_folder(wanted))
+    assert list(tmp_path.iterdir()) == [wanted]
+    assert list(wanted.iterdir()) == []
+
+
 def test_a_place_where_no_folder_can_be_made_is_nobody_s(tmp_path):
     (tmp_path / "file").write_text("in the way")
     wanted = tmp_path / "file" / "ntk"

@@ -111,6 +111,28 @@ def test_handlers_are_the_same_afterwards_and_interrupts_are_never_put_off():
     assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
 
 
+def test_every_handler_is_called_also_where_one_raises(handled):
+    called = []
+
+    def leaves(number, frame):
+        called.append(frame is not None)
+        raise ValueError("one of two")
+
+    before = signal.signal(signal.SIGUSR2, lambda *_: called.append("two"))
+    handled(leaves)
+    held = HeldSignals()
+    held.hold()
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR2)
+        assert called == []
+        with pytest.raises(ValueError, match="one of two"):
+            held.release()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert called == [True, "two"]
+
+
 def test_a_handler_that_was_set_meanwhile_stays(handled):
     handled(lambda *_: None)
     held, new = HeldSignals(), lambda *_: None

@@ -351,6 +351,30 @@ def test_a_run_resumed_where_nothing_can_be_written_is_watched_and_written_later
     assert [seen.step for seen in read_history(tmp_path / "ntk")] == steps
 
 
+def test_nothing_is_taken_back_before_a_copy_is_kept(tmp_path):
+    """The folder in the way is that of the copy, so nothing else is short of room."""
+    pl = lightning()
+    _fit(pl, tmp_path, _monitor())
+    in_the_way = tmp_path / "ntk" / ".history.before-resume.jsonl.tmp"
+    in_the_way.mkdir()
+    kept = []
+
+    class MakesRoom(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 12:
+                kept.append([seen.step for seen in read_history(tmp_path / "ntk")])
+                in_the_way.rmdir()
+
+    watch = _monitor(on_error="warn")
+    settings = {"checkpoint": _last(tmp_path), "max_epochs": None, "max_steps": 16}
+    with pytest.warns(UserWarning, match="an earlier part of this run saw"):
+        _fit(pl, tmp_path, watch, further=[MakesRoom()], **settings)
+    assert kept == [[0, 5, 10, 15, 18]]
+    assert [seen.step for seen in read_history(tmp_path / "ntk")] == [0, 5, 10, 15, 16]
+    aside = tmp_path / "ntk" / "history.before-resume.jsonl"
+    assert [seen.step for seen in read_history(aside)] == [0, 5, 10, 15, 18]
+
+
 def test_a_history_set_aside_twice_is_kept_twice(tmp_path):
     pl = lightning()
     _fit(pl, tmp_path, _monitor())

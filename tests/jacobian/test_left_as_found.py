@@ -36,6 +36,8 @@ class Busy(nn.Module):
         self.generator = torch.Generator().manual_seed(3)
         self.own = [np.random.default_rng(3), np.random.RandomState(3), random.Random(3)]
         self.lists = defaultdict(list, {"a": []})
+        self.graphs = [torch.eye(3).to_sparse()]
+        self.chance = random.SystemRandom()
         self.nested = {"mean": torch.zeros(2), "deep": [{"counts": Counter()}]}
         self.fails = False
 

@@ -17,7 +17,6 @@ from torch import nn
 from ntkwatch.errors import ProcessError
 from ntkwatch.integrations.processes.mirrored import LeadingTracker, Mirror
 from ntkwatch.integrations.processes.shared_shards import SharedShards
-from ntkwatch.integrations.run.held_signals import HeldSignals
 from ntkwatch.watch.asking import Asking
 from ntkwatch.watch.helping import Helper
 from ntkwatch.watch.request import Request, in_words
@@ -177,10 +176,8 @@ class Crew:
         assert self._mirror is not None
         if hook == "batch start" and self._mirrors:
             self._mirror.keep_first_state(model)
-        signals = HeldSignals()
         try:
             while not isinstance(message := team.tell(), News):
-                signals.hold()
                 self._do(message, model)
         except RuntimeError:  # the first process is gone, and training will say so
             self.leave()
@@ -198,8 +195,6 @@ class Crew:
         except BaseException:
             self.leave()
             raise
-        finally:
-            signals.release()
         self._news = message
         harm = None if self._helper is None else self._helper.failure
         if harm is not None:

@@ -16,7 +16,7 @@ from ntkwatch.watch.history import HISTORY_FILE
 __all__ = ["free_folder", "let_go_of"]
 
 _MARK = ".claimed"
-_OURSELVES = {"host": socket.gethostname(), "process": os.getpid(), "token": uuid.uuid4().hex}
+_OURSELVES = {"host": socket.gethostname(), "token": uuid.uuid4().hex}
 
 
 def free_folder(folder: Path) -> Path:
@@ -44,9 +44,11 @@ def let_go_of(folder: Path) -> None:
     """
     mark = folder / _MARK
     try:
-        if _read(mark) == _ourselves():
+        found = _read(mark)
+        if found.get("token") == _OURSELVES["token"] and found.get("process") == os.getpid():
             mark.unlink()
-            folder.rmdir()
+            if found.get("made"):
+                folder.rmdir()
     except OSError:  # it is not empty, as should be; or not ours to write to
         return
 
@@ -54,14 +56,17 @@ def let_go_of(folder: Path) -> None:
 def _taken_by_us(folder: Path) -> bool:
     if (folder / HISTORY_FILE).exists():
         return False
-    mark, is_ours = folder / _MARK, False
+    mark, is_ours, made = folder / _MARK, False, not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if _is_of_the_dead(mark):
-            mark.unlink(missing_ok=True)
+            _take_away(mark)
         with mark.open("x", encoding="utf-8") as file:
             is_ours = True
-            json.dump(_ourselves(), file)
+            # A forked process is another one.
+            json.dump({**_OURSELVES, "process": os.getpid(), "made": made}, file)
+    except FileExistsError:
+        return False
     except OSError:
         if is_ours:  # and there is no room for a word in it
             with suppress(OSError):
@@ -73,8 +78,15 @@ def _taken_by_us(folder: Path) -> bool:
     return True
 
 
-def _ourselves() -> dict[str, object]:
-    return {**_OURSELVES, "process": os.getpid()}  # a forked process is another one
+def _take_away(mark: Path) -> None:
+    """Remove the mark of one who is gone; of several that see it, one succeeds."""
+    aside = mark.with_name(f"{_MARK}-{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        mark.rename(aside)
+        if _is_of_the_dead(aside):
+            aside.unlink()
+        else:  # another one was quicker, and this is his
+            aside.rename(mark)
 
 
 def _read(mark: Path) -> dict[str, object]:

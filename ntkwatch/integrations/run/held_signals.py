@@ -4,9 +4,11 @@ Meanwhile the model may hold other weights than its own, and a handler may save 
 (Lightning's does on SLURM) or raise an exception that is meant for the training and not for us.
 """
 
+import inspect
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -18,16 +20,24 @@ _AT_ONCE = (signal.SIGINT, signal.SIGTERM)
 
 
 class HeldSignals:
-    """Puts signals off, but for those that end a process, in the main thread."""
+    """Puts signals off, but for those that end a process, in the main thread.
+
+    Attributes:
+        is_wanted: Whether that is done at all: handlers of several processes may wait for each
+            other, and then none of them must wait for a measurement.
+    """
 
     def __init__(self) -> None:
+        self.is_wanted = True
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._came: list[int] = []
         self._is_holding = False
 
     def hold(self) -> None:
         """Take note of signals from now on, in place of the handlers that Python code has set."""
-        if self._is_holding or threading.current_thread() is not threading.main_thread():
+        if not self.is_wanted or self._is_holding:
+            return
+        if threading.current_thread() is not threading.main_thread():
             return
         self._is_holding = True
         for number in signal.valid_signals():
@@ -46,8 +56,9 @@ class HeldSignals:
             if signal.getsignal(number) == self._note:  # else set anew meanwhile
                 signal.signal(number, handler)
         came, self._came = self._came, []
-        for number in came:
-            handlers[number](number, None)
+        with ExitStack() as stack:  # all of them are called, also where one raises
+            for number in reversed(came):
+                stack.callback(handlers[number], number, inspect.currentframe())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number not in self._came:  # the system tells several of a kind as one, too

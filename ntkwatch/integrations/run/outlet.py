@@ -71,6 +71,7 @@ class Outlet:
             loggers, metrics, name=settings.name, custom_scalars=settings.custom_scalars
         )
         self.is_behind = False
+        self._first: Callable[[], None] | None = None
         self._tags = {_STRENGTH}
 
     def begin(self, tracker: KernelTracker, files: RunFiles, trying: Trying = as_it_comes) -> None:
@@ -93,6 +94,9 @@ class Outlet:
             files: The run's folder.
         """
         assert tracker.reference is not None
+        if self._first is not None:
+            self._first()
+            self._first = None
         if self.is_behind:
             if not files.can_go_on:
                 files.write_probe(tracker.probe)
@@ -102,6 +106,14 @@ class Outlet:
             self.is_behind = True
             files.append(record)
         self.is_behind = False
+
+    def wait_for(self, first: Callable[[], None]) -> None:
+        """Write nothing to the folder before something else has succeeded, which is tried again.
+
+        Args:
+            first: Raises an ``OSError`` while it cannot.
+        """
+        self._first, self.is_behind = first, True
 
     def begin_again(self, tracker: KernelTracker, files: RunFiles) -> None:
         """Write the reference anew, which the tracker had to take again, and all that follows."""

@@ -1,6 +1,8 @@
 """Taking up the files of an interrupted run where its checkpoint stands."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ class EarlierPart:
         warmup: Its anchor at the end of the warm-up, if that was reached.
         last_kernel: Trace kernel of its last whole observation, if that was written.
         unwritten: Why the files could not be brought to where the run goes on, or None.
+        bring: Tries that again; nothing else may be written before it succeeds.
     """
 
     files: RunFiles
@@ -38,6 +41,7 @@ class EarlierPart:
     warmup: Anchor | None
     last_kernel: Tensor | None
     unwritten: OSError | None = None
+    bring: Callable[[], None] = lambda: None
 
 
 def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) -> EarlierPart:
@@ -87,10 +91,11 @@ def take_up(folder: str, files: RunFiles, *, step: int, device: torch.device) ->
     part = EarlierPart(
         files=files, history=history, probe=probe, start=start, warmup=warmup, last_kernel=kernel
     )
+    bring = partial(_bring, earlier, part, step=step, is_shorter=len(kept) < len(then))
     try:
-        _bring(earlier, part, step=step, is_shorter=len(kept) < len(then))
+        bring()
     except OSError as error:  # no room: training and watching go on, and the files follow
-        return replace(part, unwritten=error)
+        return replace(part, unwritten=error, bring=bring)
     return part
 
 

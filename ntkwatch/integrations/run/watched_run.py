@@ -84,6 +84,7 @@ class WatchedRun(Harmless):
         self._schedule = schedule
         self._tracker_settings, self._probe_size = tracker_settings, probe_size
         self._keeps_files, self._tell, self._crew = keeps_files, tell, crew or Crew()
+        self.signals.is_wanted = self._crew.is_alone
         self._not_before = -math.inf
         self._beginning = Beginning()
         self._gathering: Gathering | None = None
@@ -188,8 +189,8 @@ class WatchedRun(Harmless):
         self._observer.losses.put_back(interrupted.get("losses", ()))
         self._schedule.done(earlier.history[-1].step if len(earlier.history) else step)
         if earlier.unwritten is not None:
+            self._outlet.wait_for(earlier.bring)
             with self._mishaps.unwritten("what an earlier part of this run saw", FOLDER):
-                self._outlet.is_behind = True
                 raise earlier.unwritten
         self._outlet.lay_out(self._mishaps.unwritten)
 
