@@ -4,6 +4,7 @@ Nothing is exchanged on the group that training uses, and nobody waits where a s
 reach him: a process that waits looks again and again whether it is over.
 """
 
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -66,8 +67,12 @@ class Team:
         """Return whether this process finds a network that gloo could use; nobody else is asked."""
         if not (distributed.is_available() and distributed.is_gloo_available()):
             return False
+        named = os.environ.get("GLOO_SOCKET_IFNAME", "")
         try:
-            distributed.ProcessGroupGloo.create_default_device()
+            for name in filter(None, named.split(",")):
+                distributed.ProcessGroupGloo.create_device(interface=name)
+            if not named:
+                distributed.ProcessGroupGloo.create_default_device()
         except Exception:  # whatever gloo has to say
             return False
         return True
