@@ -192,6 +192,7 @@ class Observer:
         if tracker.loss_start is not None or loss is None:
             return
         tracker.note_start_loss(loss)
-        if tracker.reference is not None:
+        # Where the file is behind it is written anew anyway, after what has to come before.
+        if tracker.reference is not None and not self._outlet.is_behind:
             with self._mishaps.unwritten("the loss at the start", FOLDER):
                 files.rewrite(tracker.history)
