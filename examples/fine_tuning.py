@@ -13,10 +13,8 @@ it is MiniLM, pretrained on a billion sentences, that learns to tell the topics 
 import argparse
 import copy
 import re
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from fine_tuning_tasks import Task, digit_task, text_task
@@ -46,6 +44,10 @@ class LoRA(nn.Module):
         return self.frozen(x) + self.up(self.down(x))
 
 
+def everything(model: nn.Module) -> None:
+    model.requires_grad_(True)
+
+
 def head_only(model: nn.Module) -> None:
     model.requires_grad_(False)
     model.classifier.requires_grad_(True)
@@ -69,19 +71,22 @@ def main() -> None:
     torch.manual_seed(0)
     task = text_task(options.data) if options.text else digit_task(quick=options.quick)
     steps = task.steps // 2 if options.quick else task.steps
-    whole: Callable[[nn.Module], Any] = lambda model: model.requires_grad_(True)  # noqa: E731
-    ways = {"full": whole, "LoRA": low_rank, "head only": head_only, "head, then full": whole}
+    ways = {
+        "full": (everything, task.rate),
+        "LoRA": (low_rank, task.low_rank_rate),
+        "head only": (head_only, task.head_rate),
+        "head, then full": (everything, task.rate),
+    }
 
     runs: dict[str, History] = {}
     print("way               trained   accuracy   lin. error   layer angle   verdict")
-    for name, prepare in ways.items():
+    for name, (prepare, rate) in ways.items():
         torch.manual_seed(1)
         model = copy.deepcopy(task.model)
         if name == "head, then full":  # watched from where the whole network starts to move
             head_only(model)
             train(model, task, steps, rate=task.head_rate)
         prepare(model)
-        rate = task.rate if name in ("full", "head, then full") else task.head_rate
         runs[name] = train(model, task, steps, rate=rate, watched=True)
         report(name, model, task, runs[name])
     blocks(runs)

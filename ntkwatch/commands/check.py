@@ -1,11 +1,11 @@
 """``ntkwatch check``: can a model be watched, how, and at what cost."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from ntkwatch.commands.output import chosen_form, output_options, wants_colour, width, write_page
+from ntkwatch.commands.progress import progress
 from ntkwatch.commands.sources import (
     check_data_named,
     kernel_settings,
@@ -55,14 +55,10 @@ def check(
 
     net = made_model(model, {}, arguments, device)
     probe = made_probe(data, probe_file, net, probe_size)
-    with click.progressbar(
-        length=len(sizes_up_to(len(probe))),
-        label="Observing at several probe sizes",
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-    ) as bar:
+    sizes = len(sizes_up_to(len(probe)))
+    with progress("Observing at several probe sizes", sizes) as advance:
         settings = kernel_settings(outputs, params, engine, memory_budget)
-        checkup = examine(net, probe, on_size=lambda size: bar.update(1), **settings)
+        checkup = examine(net, probe, on_size=lambda size: advance(), **settings)
     if form == "json":
         from ntkwatch.report.checkup_json import render_checkup_json
 

@@ -1,6 +1,5 @@
 """The history behind a report: as it was recorded, or measured on checkpoints. Nothing is drawn."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ntkwatch.commands.progress import progress
 from ntkwatch.commands.sources import (
     check_data_named,
     find_local_modules,
@@ -134,12 +134,8 @@ def measured(
     target = _home(files) / "ntk" if folder is None else folder
     # Beside the probe lies the reference of the run that it was drawn for.
     beside = None if probe_file is None else RunFiles(Path(probe_file).parent)
-    with click.progressbar(
-        length=len(series.entries),
-        label=f"Measuring {len(series.entries)} checkpoints",
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-    ) as bar:
+    count = len(series.entries)
+    with progress(f"Measuring {count} checkpoints", count) as advance:
         history, written = watch_checkpoints(
             model,
             probe,
@@ -148,7 +144,7 @@ def measured(
             reading=reading,
             tracker_settings=tracker,
             watched=beside if beside is not None and beside.can_go_on else None,
-            on_progress=lambda entry: bar.update(1),
+            on_progress=lambda entry: advance(),
         )
     click.echo(f"Measurements are in {written.folder}", err=True)
     history.path = written.history  # beside it lie the kernels that a page shows

@@ -6,7 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from integrations.test_resuming import Resumable
-from integrations.trainings import data, differing, lightning, module, remains, seed_all, trainer
+from integrations.trainings import (
+    data,
+    differing,
+    lightning,
+    module,
+    remains,
+    seed_all,
+    trainer,
+    without_trust,
+)
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -47,7 +56,8 @@ def _fit(pl, root, watch, *, until=60, checkpoint=None, momentum=None, **setting
         pl, root, [*watches, keep], enable_checkpointing=True, max_epochs=None, max_steps=until,
         **settings,
     )  # fmt: skip
-    run.fit(model, Resumable(data(), batch_size=8), ckpt_path=checkpoint, weights_only=True)
+    batches = Resumable(data(), batch_size=8)
+    run.fit(model, batches, ckpt_path=checkpoint, **without_trust(run))
     return remains(model, run)
 
 

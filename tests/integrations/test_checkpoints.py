@@ -9,11 +9,12 @@ import shutil
 from collections import OrderedDict
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from integrations.plain_training import Data, Live, Net, inner, train
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from safetensors.torch import save_file
 from torch.nn import functional
+from versions import needs
 
 from ntkwatch import KernelTracker, NTKMonitor, ProbeBatch, judge, read_history
 from ntkwatch.__main__ import main
@@ -335,9 +336,10 @@ def test_what_cannot_be_used_is_an_error_in_one_line(folder, capsys, arguments, 
     assert says in message
 
 
+@needs("pytorch_lightning", "2.6")
 def test_lightning_s_averaged_weights_are_told_from_the_raw_ones(tmp_path):
     live = Live()
-    train(tmp_path / "ckpts", EMAWeightAveraging(decay=0.5), live, epochs=3)
+    train(tmp_path / "ckpts", pl.callbacks.EMAWeightAveraging(decay=0.5), live, epochs=3)
     path = tmp_path / "ckpts" / "epoch=1-step=9.ckpt"
     raw, averaged = (read_checkpoint(path, weights=which).tensors for which in ("raw", "averaged"))
     assert all(torch.equal(raw[name], tensor) for name, tensor in live.states[9].items())

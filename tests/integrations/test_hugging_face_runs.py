@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, TrainerCallback
+from versions import at_least, needs
 
 from ntkwatch import KernelTracker, NTKTrainerCallback, read_history
 from ntkwatch.errors import InputError, MissingExtraError
@@ -95,6 +96,7 @@ def test_the_kernel_is_that_of_the_logits(run):
     assert run.watch.history[-1].trace == pytest.approx(float(expected.trace()), rel=1e-4)
 
 
+@needs("transformers", "5.3")  # an older Trainer tells its loss only when it logs
 def test_losses_are_those_of_the_training(run):
     seen = {o.step: o for o in run.watch.history}
     curve = run.trainer.curve
@@ -152,7 +154,8 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path, restored):
             its.kernel_angle,
             its.linearization_error,
         )
-    assert second.history[-1].loss == pytest.approx(first.history[-1].loss, rel=1e-5)
+    if at_least("transformers", "5.3"):
+        assert second.history[-1].loss == pytest.approx(first.history[-1].loss, rel=1e-5)
     assert differing(dict(model.state_dict()), uninterrupted["state"]) == []
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from versions import needs
 
 from ntkwatch import NTKMonitor, ProbeBatch, Verdict, empirical_ntk, read_history
 from ntkwatch.integrations.trainer_facts import total_steps
@@ -166,6 +167,7 @@ def test_a_training_that_is_cut_short_leaves_its_report(tmp_path, kind, caplog):
     assert len(re.findall(r"ntkwatch: ", caplog.text)) == 1
 
 
+@needs("pytorch_lightning", "2.6")
 def test_a_run_of_averaged_weights_does_not_observe_the_average(tmp_path):
     """At the end of training the module may hold another network than the one that was trained."""
     watch = _monitor(every_n_train_steps=4)

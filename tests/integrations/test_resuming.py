@@ -20,6 +20,7 @@ from integrations.trainings import (
     remains,
     seed_all,
     trainer,
+    without_trust,
 )
 from safetensors.torch import load_file
 from torch import nn
@@ -70,7 +71,7 @@ def _fit(
         enable_checkpointing=True,
         **{"max_epochs": 3, **settings},
     )
-    run.fit(model, batches, ckpt_path=checkpoint, weights_only=True)
+    run.fit(model, batches, ckpt_path=checkpoint, **without_trust(run))
     return remains(model, run)
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from versions import needs
 
 from ntkwatch import NTKMonitor
 
@@ -286,6 +287,7 @@ def test_a_watched_training_ends_in_the_same_state_bit_for_bit(tmp_path, case):
     assert differing(watched, alone) == []
 
 
+@needs("pytorch_lightning", "2.6")
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_averaged_weights_are_the_same_wherever_we_stand_in_the_list(tmp_path, where):
     """Lightning's average swaps weights in for validation and at the end of training."""

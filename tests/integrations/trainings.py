@@ -1,6 +1,7 @@
 """Short real trainings under either Lightning, and what is left of them afterwards."""
 
 import importlib
+import inspect
 import random
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,12 @@ def trainer(pl: Any, root: Path, callbacks: Any = (), **settings: Any) -> Any:
         "max_epochs": 1,
     }
     return pl.Trainer(**{**chosen, **settings})
+
+
+def without_trust(trainer: Any) -> dict[str, bool]:
+    """What tells ``fit`` to trust plain values only: nothing, before Lightning 2.6."""
+    told = "weights_only" in inspect.signature(trainer.fit).parameters
+    return {"weights_only": True} if told else {}
 
 
 def streams() -> dict[str, Any]:

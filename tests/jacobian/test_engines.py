@@ -6,6 +6,7 @@ import pytest
 import torch
 from jacobian.models import MLP, Alias, Cancels, Checkpointed, LastHidden, Routed, gap
 from torch import nn
+from versions import needs
 
 from ntkwatch.errors import CoverageError, OutputError
 from ntkwatch.jacobian import compute
@@ -219,6 +220,7 @@ def test_an_expert_that_no_sample_meets_has_a_zero_part():
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
+@needs("torch", "2.13")  # an older vmap engine refuses checkpointing
 def test_checkpointing_is_differentiated_at_the_weights_it_was_called_with(use_reentrant):
     """Computed again in the backward pass, it would see the model's own weights by then."""
     model, other = Checkpointed(use_reentrant=use_reentrant), Checkpointed(use_reentrant=False)

@@ -13,6 +13,7 @@ import torch
 from jacobian.models import MLP, Checkpointed, ImageNet, OldWeightNorm, TiedPair, gap
 from jacobian.snapshots import assert_same, state_of, switches
 from torch import nn
+from versions import needs
 
 from ntkwatch.errors import CoverageError
 from ntkwatch.jacobian.engine import empirical_ntk
@@ -225,9 +226,11 @@ def test_half_precision_that_a_forward_asks_for_is_not_in_the_kernel():
     assert gap(before, plain(x).detach()) > 1e-4
 
 
-@pytest.mark.parametrize("owner", [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul])
-def test_the_newer_precisionswitches_are_put_back_too(owner):
+@needs("torch", "2.13")
+@pytest.mark.parametrize("library", ["cuda", "mkldnn"])
+def test_the_newer_precision_switches_are_put_back_too(library):
     """After they are used the older ones raise an error when read."""
+    owner = getattr(torch.backends, library).matmul
     seen = []
 
     def forward(model, x):

@@ -14,6 +14,7 @@ from jacobian.models import (
 )
 from jacobian.products import autograd_product, direction_of, product
 from torch import nn
+from versions import at_least
 
 from ntkwatch.jacobian.functional import ModelFunction
 from ntkwatch.jacobian.linearize import _double_vjp, _forward_mode, jacobian_vector_product
@@ -54,7 +55,7 @@ def test_a_product_is_the_slope_along_its_direction(case):
     slope = finite_difference_jvp(model, inputs, tangents, step=1e-5)
     assert gap(found.change, slope) < 1e-7
     assert gap(found.change, autograd_product(model, inputs, tangents)) < 1e-7
-    if case in ("fused attention", "encoder layer", "checkpointing"):
+    if case in ("fused attention", "encoder layer", "checkpointing") and at_least("torch", "2.13"):
         assert found.method == "jvp"
 
 

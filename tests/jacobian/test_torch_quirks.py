@@ -1,5 +1,7 @@
 """Corners of torch in which a kernel would be wrong, or an error raised, without a word."""
 
+import warnings
+
 import pytest
 import torch
 from jacobian.models import MLP, TiedPair, gap
@@ -150,7 +152,8 @@ def test_a_tied_weight_may_be_asked_for_by_any_of_its_names():
 
 def test_scripted_models_are_measured_and_stay_scripted():
     plain = MLP()
-    with pytest.warns(DeprecationWarning, match="jit.script"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
         model = torch.jit.script(plain)
     x = torch.randn(5, 4)
     kernel = empirical_ntk(model, x, dtype=torch.float64)

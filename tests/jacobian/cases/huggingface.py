@@ -2,9 +2,13 @@
 
 import warnings
 
+import pytest
 import torch
 import transformers
 from jacobian.cases.case import case
+from versions import at_least
+
+KNOWN = "5.20"  # older ones draw numbers in evaluation, overflow in float64 and lack ways to choose
 
 # Norms and scans in float32 round cotangents too, so an engine that adds up output directions in
 # another order than the oracle is about 1e-8 off.
@@ -23,6 +27,8 @@ _STARTS = {"bos_token_id": 1, "eos_token_id": 2}
 
 
 def _quiet(kind, config):
+    if not at_least("transformers", KNOWN):
+        pytest.skip(f"what these models are made of is known for transformers {KNOWN} and newer")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = kind(config).double()
