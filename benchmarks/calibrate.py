@@ -17,7 +17,7 @@ from calibration.tables import print_tables
 from calibration.training import train
 from calibration.twin import twin_gaps
 
-from ntkwatch.watch.history import append_record
+from ntkwatch.watch.record.history import append_record
 
 _ANSWER = "answer.json"
 

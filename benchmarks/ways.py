@@ -15,7 +15,7 @@ from ntkwatch.jacobian.parameters import layer_of, select_parameters
 from ntkwatch.jacobian.problem import prepare
 from ntkwatch.jacobian.structured.engine import Served, serve
 from ntkwatch.jacobian.undisturbed import undisturbed
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.record.records import Observation
 
 __all__ = [
     "engine_alone",

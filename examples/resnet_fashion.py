@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkwatch import History, KernelTracker, ProbeBatch, judge
-from ntkwatch.watch.timeline import Timeline
+from ntkwatch.watch.verdict.timeline import Timeline
 
 
 class Block(nn.Module):

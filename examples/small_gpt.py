@@ -27,7 +27,7 @@ from small_gpt_model import GPT, SPACE, batch_of, loss_of, pieces, scaled
 from torch import Tensor
 
 from ntkwatch import History, KernelTracker, ProbeBatch, judge
-from ntkwatch.watch.records import Reading
+from ntkwatch.watch.record.records import Reading
 
 
 def main() -> None:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ntkwatch.jacobian.spec import Kernel, KernelSpec
     from ntkwatch.jacobian.twin import LinearizedModel
     from ntkwatch.watch.after_training import counterfactual
-    from ntkwatch.watch.forecast import Forecast, forecast
-    from ntkwatch.watch.history import History, read_history
+    from ntkwatch.watch.before_training.forecast import Forecast, forecast
     from ntkwatch.watch.probe import ProbeBatch
-    from ntkwatch.watch.records import Observation
+    from ntkwatch.watch.record.history import History, read_history
+    from ntkwatch.watch.record.records import Observation
     from ntkwatch.watch.tracker import KernelTracker
     from ntkwatch.watch.training import training_of
-    from ntkwatch.watch.verdict import Verdict, judge
+    from ntkwatch.watch.verdict.verdict import Verdict, judge
 
 __version__ = "0.1.0"
 
@@ -59,8 +59,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Forecast": "ntkwatch.watch.forecast",
-    "History": "ntkwatch.watch.history",
+    "Forecast": "ntkwatch.watch.before_training.forecast",
+    "History": "ntkwatch.watch.record.history",
     "Kernel": "ntkwatch.jacobian.spec",
     "KernelPlan": "ntkwatch.jacobian.plan",
     "KernelSpec": "ntkwatch.jacobian.spec",
@@ -69,16 +69,16 @@ _HOMES = {
     "NTKMonitor": "ntkwatch.integrations.lightning",
     "NTKTrainerCallback": "ntkwatch.integrations.huggingface",
     "NtkwatchError": "ntkwatch.errors",
-    "Observation": "ntkwatch.watch.records",
+    "Observation": "ntkwatch.watch.record.records",
     "ProbeBatch": "ntkwatch.watch.probe",
-    "Verdict": "ntkwatch.watch.verdict",
+    "Verdict": "ntkwatch.watch.verdict.verdict",
     "counterfactual": "ntkwatch.watch.after_training",
     "empirical_ntk": "ntkwatch.jacobian.engine",
-    "forecast": "ntkwatch.watch.forecast",
+    "forecast": "ntkwatch.watch.before_training.forecast",
     "infinite_width_gap": "ntkwatch.jacobian.infinite_width",
-    "judge": "ntkwatch.watch.verdict",
+    "judge": "ntkwatch.watch.verdict.verdict",
     "plan": "ntkwatch.jacobian.cost",
-    "read_history": "ntkwatch.watch.history",
+    "read_history": "ntkwatch.watch.record.history",
     "sketch_kernel": "ntkwatch.jacobian.sketch",
     "sketched_drift": "ntkwatch.jacobian.sketched_drift",
     "top_eigenvalues": "ntkwatch.jacobian.matrix_free",

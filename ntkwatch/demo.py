@@ -25,8 +25,8 @@ from ntkwatch.errors import InputError, MissingExtraError
 from ntkwatch.integrations.lightning import NTKMonitor
 from ntkwatch.report.html import render_comparison_html
 from ntkwatch.report.picture import save_comparison_png
-from ntkwatch.watch.history import History
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["run_demo"]
 

@@ -81,7 +81,7 @@ def test_every_scalar_logged_to_tensorboard_is_in_the_table_of_numbers():
 def test_every_field_of_an_observation_is_in_the_table_of_numbers():
     import dataclasses
 
-    from ntkwatch.watch.records import Observation
+    from ntkwatch.watch.record.records import Observation
 
     table = (ROOT / "docs" / "metrics.md").read_text()
     explained = {"anchor_step", "probe_size", "output_count", "notes", "left_out"}
@@ -91,7 +91,7 @@ def test_every_field_of_an_observation_is_in_the_table_of_numbers():
 
 
 def test_the_bands_in_the_docs_are_those_of_the_code():
-    from ntkwatch.watch.bands import Bands
+    from ntkwatch.watch.verdict.bands import Bands
 
     text, bands = (ROOT / "docs" / "verdict.md").read_text(), Bands()
     assert f"| lazy | < {bands.lazy_error} | < {bands.lazy_angle} |" in text

@@ -8,7 +8,7 @@ from itertools import product
 from calibration.settings import Setting
 from calibration.twin import answer_of
 from ntkwatch import History, Verdict, judge
-from ntkwatch.watch.bands import Bands, Strength
+from ntkwatch.watch.verdict.bands import Bands, Strength
 
 __all__ = ["Judged", "Run", "fit_bands", "judge_runs"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from calibration.fitting import Judged, Run, fit_bands, judge_runs
 from calibration.settings import Setting
 from calibration.twin import FEATURE_GAP, LAZY_GAP
-from ntkwatch.watch.bands import Bands
-from ntkwatch.watch.history import read_history
+from ntkwatch.watch.record.history import read_history
+from ntkwatch.watch.verdict.bands import Bands
 
 __all__ = ["print_tables", "read_runs"]
 

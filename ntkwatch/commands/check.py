@@ -51,7 +51,7 @@ def check(
     """
     form = chosen_form(form, as_json=as_json)
     check_data_named(data, probe_file)
-    from ntkwatch.watch.examine import examine, sizes_up_to
+    from ntkwatch.watch.before_training.examine import examine, sizes_up_to
 
     net = made_model(model, {}, arguments, device)
     probe = made_probe(data, probe_file, net, probe_size)

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from ntkwatch.commands.output import chosen_form, output_options, wants_colour, width, write_page
-from ntkwatch.watch.history import find_history, read_history
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.history import find_history, read_history
+from ntkwatch.watch.verdict.verdict import judge
 
 __all__ = ["compare"]
 

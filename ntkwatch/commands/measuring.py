@@ -17,7 +17,7 @@ from ntkwatch.commands.sources import (
 )
 from ntkwatch.errors import CheckpointError, HistoryError, InputError
 from ntkwatch.report.words import counted
-from ntkwatch.watch.history import History, find_history, read_history
+from ntkwatch.watch.record.history import History, find_history, read_history
 
 if TYPE_CHECKING:
     from ntkwatch.integrations.cli_run import CliRun

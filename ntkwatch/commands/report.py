@@ -9,8 +9,8 @@ import click
 from ntkwatch.commands.measuring import configured_run, measured, recorded
 from ntkwatch.commands.output import chosen_form, output_options, wants_colour, width, write_page
 from ntkwatch.commands.sources import source_options
-from ntkwatch.watch.history import History
-from ntkwatch.watch.verdict import Strength, Verdict, judge
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.verdict.verdict import Strength, Verdict, judge
 
 __all__ = ["GATE", "report"]
 

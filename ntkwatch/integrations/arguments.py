@@ -5,7 +5,7 @@ from typing import Any
 
 from ntkwatch.errors import InputError
 from ntkwatch.jacobian.engine import check_choice
-from ntkwatch.watch.held_out import check_held_out_metrics
+from ntkwatch.watch.readings.held_out import check_held_out_metrics
 
 __all__ = [
     "DRAWN",

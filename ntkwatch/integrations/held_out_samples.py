@@ -12,8 +12,8 @@ from ntkwatch.integrations.named_parts import build_probe
 from ntkwatch.jacobian.forward import guess_forward, outputs_of
 from ntkwatch.jacobian.inputs import cast_inputs, take
 from ntkwatch.jacobian.undisturbed import undisturbed
-from ntkwatch.watch.held_out import check_held_out
 from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.readings.held_out import check_held_out
 
 __all__ = ["training_set_and_held_out"]
 

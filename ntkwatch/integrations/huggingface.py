@@ -32,10 +32,10 @@ from ntkwatch.integrations.huggingface_probe import PassingBatches, probe_of_tra
 from ntkwatch.integrations.run.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.run.watched_run import WatchedRun
 from ntkwatch.jacobian.spec import BatchNormMode
-from ntkwatch.watch.history import History
+from ntkwatch.watch.record.history import History
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.tracker import Metrics
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.verdict.verdict import Verdict
 
 if TYPE_CHECKING:
 

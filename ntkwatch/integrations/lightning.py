@@ -36,11 +36,11 @@ from ntkwatch.integrations.trainer_facts import (
 )
 from ntkwatch.integrations.trainer_probe import held_out_of_run, probe_of_run
 from ntkwatch.jacobian.spec import BatchNormMode
-from ntkwatch.watch.history import History
+from ntkwatch.watch.record.history import History
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.tracker import Metrics
 from ntkwatch.watch.training import LossFunction, loss_named
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["NTKMonitor"]
 

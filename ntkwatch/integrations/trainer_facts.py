@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from ntkwatch.errors import InputError
 from ntkwatch.integrations.processes.crew import Crew
-from ntkwatch.watch.team import Team
+from ntkwatch.watch.processes.team import Team
 from ntkwatch.watch.training import LossFunction, Training, training_of
 
 __all__ = [

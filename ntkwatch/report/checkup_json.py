@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from ntkwatch.report.words import finite
-from ntkwatch.watch.checkup import Checkup
+from ntkwatch.watch.before_training.checkup import Checkup
 
 __all__ = ["FORMAT", "render_checkup_json"]
 

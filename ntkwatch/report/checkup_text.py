@@ -4,7 +4,7 @@ from collections import Counter
 
 from ntkwatch.report.page import Page
 from ntkwatch.report.words import MISSING, clean, counted, duration, flatten, number
-from ntkwatch.watch.checkup import Checkup
+from ntkwatch.watch.before_training.checkup import Checkup
 
 __all__ = ["render_checkup_text"]
 

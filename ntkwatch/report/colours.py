@@ -5,7 +5,7 @@ Nothing here knows what is drawn.
 
 from collections.abc import Sequence
 
-from ntkwatch.watch.verdict import Strength
+from ntkwatch.watch.verdict.verdict import Strength
 
 __all__ = ["COLOURS", "DASHES", "GREY", "STRENGTH_COLOURS", "faded", "run_colours"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ntkwatch.report.details import TITLES
 from ntkwatch.report.words import Number
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.record.records import Observation
 
 __all__ = ["BY_KEY", "COLUMNS", "Column", "title_of", "value_of"]
 

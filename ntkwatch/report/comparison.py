@@ -13,8 +13,8 @@ from ntkwatch.report.gauge import Gauge, gauges
 from ntkwatch.report.matching import Clock, Matching, match
 from ntkwatch.report.unlike import differences
 from ntkwatch.report.words import MISSING, number, with_interval
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["Card", "Comparison", "compare"]
 

@@ -10,8 +10,8 @@ from ntkwatch.report.columns import BY_KEY
 from ntkwatch.report.curve import Curve, Point
 from ntkwatch.report.drawing import Axis, Drawing, draw
 from ntkwatch.report.figures import axis_title, edges_of, points, points_of
-from ntkwatch.watch.history import History
-from ntkwatch.watch.verdict import Bands, Verdict
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.verdict.verdict import Bands, Verdict
 
 __all__ = ["Run", "comparison_drawings"]
 

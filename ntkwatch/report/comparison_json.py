@@ -9,7 +9,7 @@ from ntkwatch.report.comparison import compare
 from ntkwatch.report.comparison_figures import Run
 from ntkwatch.report.matching import Clock
 from ntkwatch.report.words import finite
-from ntkwatch.watch.plain import to_plain
+from ntkwatch.watch.record.plain import to_plain
 
 __all__ = ["FORMAT", "render_comparison_json"]
 

@@ -11,9 +11,9 @@ from ntkwatch.report.columns import BY_KEY, COLUMNS, Column, title_of, value_of
 from ntkwatch.report.cost_rows import cost_rows
 from ntkwatch.report.details import DetailRow, detail_rows
 from ntkwatch.report.words import flatten
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Gap, Observation, Reading
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Gap, Observation, Reading
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["LayerRow", "Missing", "Summary", "summarise", "thin"]
 

@@ -6,8 +6,8 @@ Nothing here knows how a row is drawn.
 from typing import Any
 
 from ntkwatch.report.words import counted, duration
-from ntkwatch.watch.cost import Cost
-from ntkwatch.watch.history import History
+from ntkwatch.watch.record.cost import Cost
+from ntkwatch.watch.record.history import History
 
 __all__ = ["cost_rows", "plain_cost"]
 

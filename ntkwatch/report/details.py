@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ntkwatch.report.words import MISSING, number
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.record.records import Observation
 
 __all__ = ["TITLES", "DetailRow", "detail_rows"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from ntkwatch.report.colours import GREY, STRENGTH_COLOURS, faded
 from ntkwatch.report.curve import Curve, escaped, traces_of
 from ntkwatch.report.words import clean, finite, number
-from ntkwatch.watch.verdict import Strength
+from ntkwatch.watch.verdict.verdict import Strength
 
 __all__ = ["Axis", "Drawing", "Entry", "draw"]
 

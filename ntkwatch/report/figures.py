@@ -12,9 +12,9 @@ from ntkwatch.report.curve import Curve, Point
 from ntkwatch.report.drawing import Axis, Drawing, draw
 from ntkwatch.report.heatmap import timeline_drawings
 from ntkwatch.report.layer_curves import layer_curves
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import Bands, Verdict
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.verdict import Bands, Verdict
 
 __all__ = ["axis_title", "edges_of", "points", "points_of", "run_drawings"]
 

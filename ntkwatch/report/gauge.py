@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ntkwatch.report.columns import BY_KEY
 from ntkwatch.report.figures import edges_of
 from ntkwatch.report.words import number, with_interval
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import Bands
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.verdict import Bands
 
 __all__ = ["Gauge", "gauges"]
 

@@ -12,8 +12,8 @@ from ntkwatch.report.colours import GREY
 from ntkwatch.report.curve import escaped
 from ntkwatch.report.drawing import Drawing
 from ntkwatch.report.words import clean, counted, finite, number, shorten
-from ntkwatch.watch.timeline import Timeline
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.verdict.timeline import Timeline
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["SCALE", "timeline_drawings"]
 

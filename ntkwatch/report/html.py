@@ -28,8 +28,8 @@ from ntkwatch.report.loss_drawings import loss_drawings
 from ntkwatch.report.matching import Clock
 from ntkwatch.report.since_rows import ANCHOR_HEAD, LAYER_HEAD, anchor_rows, layer_rows
 from ntkwatch.report.words import clean, counted, number, shorten
-from ntkwatch.watch.history import History
-from ntkwatch.watch.verdict import Strength, Verdict
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.verdict.verdict import Strength, Verdict
 
 __all__ = ["render_comparison_html", "render_html"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from ntkwatch.report.core import summarise
 from ntkwatch.report.cost_rows import plain_cost
 from ntkwatch.report.words import finite
-from ntkwatch.watch.history import History
-from ntkwatch.watch.plain import to_plain
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.plain import to_plain
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["FORMAT", "render_json"]
 

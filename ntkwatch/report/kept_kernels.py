@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from ntkwatch.watch.history import History
+from ntkwatch.watch.record.history import History
 
 __all__ = ["KernelPair", "read_kernel_pair"]
 

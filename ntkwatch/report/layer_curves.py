@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ntkwatch.report.colours import COLOURS, DASHES
 from ntkwatch.report.curve import Curve, Point
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
 
 __all__ = ["Read", "layer_curves"]
 

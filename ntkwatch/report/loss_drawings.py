@@ -7,9 +7,9 @@ from ntkwatch.report.columns import BY_KEY, value_of
 from ntkwatch.report.curve import Curve
 from ntkwatch.report.drawing import Axis, Drawing, draw
 from ntkwatch.report.figures import axis_title, edges_of, points_of
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import Bands
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.verdict import Bands
 
 __all__ = ["loss_drawings"]
 

@@ -10,8 +10,8 @@ from ntkwatch.report.columns import value_of
 from ntkwatch.report.core import Summary, summarise
 from ntkwatch.report.since_rows import ANCHOR_HEAD, LAYER_HEAD, anchor_rows, layer_rows
 from ntkwatch.report.words import MISSING, Number, clean, counted, number
-from ntkwatch.watch.history import History
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["escape", "items", "render_markdown", "table"]
 

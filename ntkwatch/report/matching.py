@@ -12,9 +12,9 @@ from typing import Literal
 from ntkwatch.report.columns import COLUMNS, value_of
 from ntkwatch.report.comparison_figures import Run
 from ntkwatch.report.words import number
-from ntkwatch.watch.bands import Bands, band_of_error
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.bands import Bands, band_of_error
 
 __all__ = ["MATCHED", "Clock", "Level", "Matching", "Reached", "match"]
 

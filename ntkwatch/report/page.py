@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable
 
 from ntkwatch.report.words import clean
-from ntkwatch.watch.verdict import Strength
+from ntkwatch.watch.verdict.verdict import Strength
 
 __all__ = ["ANSI", "Page"]
 

@@ -15,7 +15,7 @@ from ntkwatch.report.comparison_figures import Run
 from ntkwatch.report.figures import edges_of, points
 from ntkwatch.report.files import write_whole
 from ntkwatch.report.words import clean, shorten
-from ntkwatch.watch.verdict import Bands, Strength, Verdict
+from ntkwatch.watch.verdict.verdict import Bands, Strength, Verdict
 
 __all__ = ["save_comparison_png"]
 

@@ -4,7 +4,7 @@ Nothing here knows how a row is drawn or escaped.
 """
 
 from ntkwatch.report.words import MISSING, number
-from ntkwatch.watch.timeline import Timeline
+from ntkwatch.watch.verdict.timeline import Timeline
 
 __all__ = ["ANCHOR_HEAD", "LAYER_HEAD", "anchor_rows", "layer_rows"]
 

@@ -11,9 +11,9 @@ from ntkwatch.report.core import Summary, summarise
 from ntkwatch.report.page import ANSI, Page
 from ntkwatch.report.since_rows import ANCHOR_HEAD, LAYER_HEAD, anchor_rows, layer_rows
 from ntkwatch.report.words import MISSING, clean, counted, number, shorten
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["render_text"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from ntkwatch.errors import KernelMismatchError
 from ntkwatch.report.comparison_figures import Run
 from ntkwatch.report.words import clean
-from ntkwatch.watch.history import History
+from ntkwatch.watch.record.history import History
 
 __all__ = ["check_comparable", "differences"]
 

@@ -13,18 +13,18 @@ from ntkwatch.jacobian.forward import ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.spec import EngineName
 from ntkwatch.jacobian.undisturbed import undisturbed
-from ntkwatch.watch.apart import apart
-from ntkwatch.watch.bands import Bands
-from ntkwatch.watch.counterfactual import held_out_numbers
-from ntkwatch.watch.held_out import HeldOut, check_held_out
-from ntkwatch.watch.measure import measure
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.settle import Wanted, kept_state, settle
+from ntkwatch.watch.processes.apart import apart
+from ntkwatch.watch.readings.counterfactual import held_out_numbers
+from ntkwatch.watch.readings.held_out import HeldOut, check_held_out
+from ntkwatch.watch.readings.measure import measure
+from ntkwatch.watch.readings.settle import Wanted, kept_state, settle
+from ntkwatch.watch.readings.validity import course_of
+from ntkwatch.watch.record.records import Observation
 from ntkwatch.watch.training import Training
-from ntkwatch.watch.use import Answer, judge_need
-from ntkwatch.watch.validity import course_of
-from ntkwatch.watch.wording import held_out_lines
+from ntkwatch.watch.verdict.bands import Bands
+from ntkwatch.watch.verdict.use import Answer, judge_need
+from ntkwatch.watch.verdict.wording import held_out_lines
 
 __all__ = ["Counterfactual", "counterfactual"]
 

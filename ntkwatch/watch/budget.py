@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Literal, Self
 
-from ntkwatch.watch.cost import Cost
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.record.cost import Cost
+from ntkwatch.watch.record.records import Observation
 
 __all__ = ["Kind", "OverheadBudget"]
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ntkwatch.jacobian.functional import Params
 from ntkwatch.jacobian.shards import is_shard
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.angles import KernelAngles
-from ntkwatch.watch.decay import DecayClock, Shrunk
-from ntkwatch.watch.history import History
-from ntkwatch.watch.kept_kernels import KeptKernels
-from ntkwatch.watch.later_anchors import LaterAnchors
-from ntkwatch.watch.look import Kept, Seen
-from ntkwatch.watch.route import Route, Station
+from ntkwatch.watch.anchors.anchors import Anchor
+from ntkwatch.watch.anchors.kept_kernels import KeptKernels
+from ntkwatch.watch.anchors.later_anchors import LaterAnchors
+from ntkwatch.watch.readings.decay import DecayClock, Shrunk
+from ntkwatch.watch.readings.look import Kept, Seen
+from ntkwatch.watch.readings.route import Route, Station
+from ntkwatch.watch.record.angles import KernelAngles
+from ntkwatch.watch.record.history import History
 
 __all__ = ["Memory"]
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ntkwatch.errors import InputError
 from ntkwatch.jacobian.spec import Kernel
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.decay import DecayClock
-from ntkwatch.watch.history import History
-from ntkwatch.watch.later_anchors import Shelf
-from ntkwatch.watch.look import Seen
-from ntkwatch.watch.measure import Settings
+from ntkwatch.watch.anchors.anchors import Anchor
+from ntkwatch.watch.anchors.later_anchors import Shelf
 from ntkwatch.watch.memory import Memory
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.readings.decay import DecayClock
+from ntkwatch.watch.readings.look import Seen
+from ntkwatch.watch.readings.measure import Settings
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
 from ntkwatch.watch.training import Training
 
 __all__ = ["Remembering"]

@@ -18,19 +18,19 @@ from torch import Tensor
 from ntkwatch.errors import HistoryError
 from ntkwatch.jacobian.inputs import Inputs
 from ntkwatch.jacobian.shards import is_shard
-from ntkwatch.watch.anchor_files import (
+from ntkwatch.watch.anchors.anchor_files import (
     AnchorFolder,
     read_anchor,
     save_tensors,
     write_anchor,
     write_atomically,
 )
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.angles import ANGLES_FILE, KernelAngles
-from ntkwatch.watch.cost import Cost
-from ntkwatch.watch.history import HISTORY_FILE, History, append_record
+from ntkwatch.watch.anchors.anchors import Anchor
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Gap, Observation, RunInfo
+from ntkwatch.watch.record.angles import ANGLES_FILE, KernelAngles
+from ntkwatch.watch.record.cost import Cost
+from ntkwatch.watch.record.history import HISTORY_FILE, History, append_record
+from ntkwatch.watch.record.records import Gap, Observation, RunInfo
 
 __all__ = ["RunFiles", "Shards", "read_probe", "write_atomically"]
 

@@ -20,19 +20,19 @@ from ntkwatch.jacobian.forward import GIVEN, ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
 from ntkwatch.jacobian.spec import BatchNormMode, Kernel
-from ntkwatch.watch.describe import run_info
-from ntkwatch.watch.held_out import HeldOut, check_held_out
-from ntkwatch.watch.look import Seen, look
-from ntkwatch.watch.measure import Metrics, WatchEngine
 from ntkwatch.watch.memory import Memory
-from ntkwatch.watch.numbers import observation_of
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.readings.describe import run_info
+from ntkwatch.watch.readings.held_out import HeldOut, check_held_out
+from ntkwatch.watch.readings.look import Seen, look
+from ntkwatch.watch.readings.measure import Metrics, WatchEngine
+from ntkwatch.watch.readings.numbers import observation_of
+from ntkwatch.watch.readings.route import station_of
+from ntkwatch.watch.readings.settle import Wanted, check_same_settings, settle
+from ntkwatch.watch.readings.validity import course_of
+from ntkwatch.watch.record.records import Observation
 from ntkwatch.watch.remembering import Remembering
-from ntkwatch.watch.route import station_of
-from ntkwatch.watch.settle import Wanted, check_same_settings, settle
 from ntkwatch.watch.training import Training
-from ntkwatch.watch.validity import course_of
 
 __all__ = ["KernelTracker", "Metrics"]
 

@@ -24,8 +24,8 @@ from torch import nn
 
 from ntkwatch import NTKMonitor, read_history
 from ntkwatch.errors import NtkwatchError
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import TIMINGS
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import TIMINGS
 from ntkwatch.watch.store import read_probe
 
 STEPS, EVERY = 18, 4  # of training; between two checkpoints

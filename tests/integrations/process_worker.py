@@ -21,11 +21,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ntkwatch import KernelTracker, NTKMonitor, ProbeBatch
-from ntkwatch.watch.asking import Asking
 from ntkwatch.watch.budget import OverheadBudget
-from ntkwatch.watch.helping import Helper
+from ntkwatch.watch.processes.asking import Asking
+from ntkwatch.watch.processes.helping import Helper
+from ntkwatch.watch.processes.team import Team
 from ntkwatch.watch.store import RunFiles
-from ntkwatch.watch.team import Team
 
 f64 = {"dtype": torch.float64}
 

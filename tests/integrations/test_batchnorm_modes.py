@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkwatch import NTKMonitor, read_history
-from ntkwatch.watch.bands import Strength
 from ntkwatch.watch.store import RunFiles
+from ntkwatch.watch.verdict.bands import Strength
 
 pl = lightning()
 SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("reference", "batch")]

@@ -25,8 +25,8 @@ from ntkwatch.integrations.checkpoints.places import find_checkpoints
 from ntkwatch.integrations.checkpoints.series import in_order
 from ntkwatch.integrations.checkpoints.watching import CheckpointReading, watch_checkpoints
 from ntkwatch.integrations.checkpoints.weights import load_weights
-from ntkwatch.watch.plain import to_plain
-from ntkwatch.watch.records import TIMINGS
+from ntkwatch.watch.record.plain import to_plain
+from ntkwatch.watch.record.records import TIMINGS
 
 MODEL = ["--model", "integrations.plain_training:Net"]
 DATA = ["--data", "integrations.plain_training:Data", "--probe-size", "32"]

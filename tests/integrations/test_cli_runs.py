@@ -14,8 +14,8 @@ from ntkwatch import read_history
 from ntkwatch.__main__ import main
 from ntkwatch.errors import InputError
 from ntkwatch.integrations.cli_run import built_arguments, find_cli_run
-from ntkwatch.watch.plain import to_plain
-from ntkwatch.watch.records import TIMINGS
+from ntkwatch.watch.record.plain import to_plain
+from ntkwatch.watch.record.records import TIMINGS
 
 SIZE = ["--probe-size", "32"]
 

@@ -18,10 +18,10 @@ from ntkwatch.integrations.dashboard.board import Dashboard, pictured
 from ntkwatch.integrations.dashboard.displays import display_of
 from ntkwatch.integrations.dashboard.tensorboard import layout_of, margins_of, scalars_of
 from ntkwatch.integrations.dashboard.verdict_text import turns_of, verdict_text
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import NOT_TAKEN, Gap
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import NOT_TAKEN, Gap
 from ntkwatch.watch.schedule import Schedule
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.verdict.verdict import judge
 
 N = 12
 

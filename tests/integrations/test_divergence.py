@@ -16,7 +16,7 @@ from torch import nn
 
 from ntkwatch import NTKMonitor, read_history
 from ntkwatch.__main__ import main
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.verdict.verdict import judge
 
 pl = lightning()
 

@@ -12,7 +12,7 @@ from ntkwatch.report.html import render_html
 from ntkwatch.report.json_report import render_json
 from ntkwatch.report.markdown import render_markdown
 from ntkwatch.report.text import render_text
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.verdict.verdict import judge
 
 pl = lightning()
 TRAIN = ProbeBatch(*data(48).tensors, whole_training_set=True)

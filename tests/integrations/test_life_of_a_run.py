@@ -16,7 +16,7 @@ from versions import needs
 
 from ntkwatch import NTKMonitor, ProbeBatch, Verdict, empirical_ntk, read_history
 from ntkwatch.integrations.trainer_facts import total_steps
-from ntkwatch.watch.cost import Cost
+from ntkwatch.watch.record.cost import Cost
 
 pl = lightning()
 

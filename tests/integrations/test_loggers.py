@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from ntkwatch import NTKMonitor
-from ntkwatch.watch.history import History, read_history
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.history import History, read_history
+from ntkwatch.watch.verdict.verdict import judge
 
 pl = lightning()
 SCALARS = {

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ntkwatch import NTKMonitor, read_history
 from ntkwatch.errors import WeightsChangedError
-from ntkwatch.watch import look, store
+from ntkwatch.watch import store
+from ntkwatch.watch.readings import look
 
 pl = lightning()
 

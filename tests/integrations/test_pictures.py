@@ -9,7 +9,7 @@ from report.made_runs import HOSTILE, LAYERS, feature_observations, lazy_observa
 
 from ntkwatch.integrations.dashboard.layer_map import layer_picture
 from ntkwatch.integrations.dashboard.pictures import kernel_picture, spectrum_picture
-from ntkwatch.watch.bands import Bands
+from ntkwatch.watch.verdict.bands import Bands
 
 CLASSES = [2, 0, 1] * 8
 

@@ -13,7 +13,7 @@ from integrations.trainings import differing
 from jacobian.processes import results_of
 
 from ntkwatch import read_history
-from ntkwatch.watch.records import NOT_TAKEN, TIMINGS
+from ntkwatch.watch.record.records import NOT_TAKEN, TIMINGS
 
 from oracles import dense_jacobian, dense_ntk
 

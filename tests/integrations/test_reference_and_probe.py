@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ntkwatch import NTKMonitor
 from ntkwatch.errors import InputError
-from ntkwatch.watch.records import TIMINGS
+from ntkwatch.watch.record.records import TIMINGS
 from ntkwatch.watch.store import read_probe
 
 pl = lightning()

@@ -20,7 +20,7 @@ from ntkwatch.errors import CheckpointError
 from ntkwatch.integrations.checkpoints.files import read_checkpoint
 from ntkwatch.integrations.checkpoints.places import find_checkpoints
 from ntkwatch.integrations.checkpoints.series import digest_of, in_order
-from ntkwatch.watch.history import read_history
+from ntkwatch.watch.record.history import read_history
 
 MODEL = ["--model", "integrations.plain_training:Net", "--set", "width=12"]
 DATA = ["--data", "integrations.plain_training:Data", "--probe-size", "32"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from ntkwatch import forecast
 from ntkwatch.kernel.drift import kernel_distance, relative_kernel_change
-from ntkwatch.watch.bands import Strength
+from ntkwatch.watch.verdict.bands import Strength
 
 from oracles import dense_jacobian
 from regimes.recipes import (

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ntkwatch import KernelTracker, ProbeBatch, judge
-from ntkwatch.watch.bands import Strength
+from ntkwatch.watch.verdict.bands import Strength
 
 WIDTH, TRAINING, PROBE, BATCH = 8, 512, 64, 64
 

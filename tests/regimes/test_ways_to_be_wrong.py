@@ -13,7 +13,7 @@ from ntkwatch import KernelTracker, ProbeBatch, empirical_ntk, judge
 from ntkwatch.kernel.alignment import target_alignment, target_matrix
 from ntkwatch.kernel.drift import kernel_distance, kernel_distance_offdiag
 from ntkwatch.kernel.spectrum import effective_rank, eigenvalues
-from ntkwatch.watch.bands import Strength
+from ntkwatch.watch.verdict.bands import Strength
 
 from regimes.deep import deep_drifts
 from regimes.recipes import TwoLayer, f64, unit_inputs

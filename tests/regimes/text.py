@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkwatch import KernelTracker, ProbeBatch
-from ntkwatch.watch.history import History
+from ntkwatch.watch.record.history import History
 
 __all__ = ["CharGPT", "characters", "drawn", "last_logits", "letters", "read"]
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ntkwatch.watch.angles import KernelAngles
-from ntkwatch.watch.history import History, append_record, read_history
-from ntkwatch.watch.records import Gap, Observation, Reading, RunInfo
+from ntkwatch.watch.record.angles import KernelAngles
+from ntkwatch.watch.record.history import History, append_record, read_history
+from ntkwatch.watch.record.records import Gap, Observation, Reading, RunInfo
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1><b>bold</b>"
 LAYERS = ("features.0", "features.2", "features.5", "features.7", "classifier.0", "classifier.2")

@@ -17,8 +17,8 @@ from ntkwatch.report.comparison_text import render_comparison_text
 from ntkwatch.report.html import render_comparison_html
 from ntkwatch.report.matching import match
 from ntkwatch.report.unlike import check_comparable, differences
-from ntkwatch.watch.history import History
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.verdict.verdict import judge
 
 FORMS = [
     render_comparison_text,

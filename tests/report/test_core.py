@@ -13,9 +13,9 @@ from report.made_runs import (
 
 from ntkwatch.report.columns import COLUMNS, value_of
 from ntkwatch.report.core import summarise, thin
-from ntkwatch.watch.history import History, read_history
-from ntkwatch.watch.records import Gap
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.history import History, read_history
+from ntkwatch.watch.record.records import Gap
+from ntkwatch.watch.verdict.verdict import judge
 
 
 def _summary(history):

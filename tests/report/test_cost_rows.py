@@ -10,10 +10,10 @@ from ntkwatch.report.html import render_html
 from ntkwatch.report.json_report import render_json
 from ntkwatch.report.markdown import render_markdown
 from ntkwatch.report.text import render_text
-from ntkwatch.watch.cost import Cost
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import NOT_TAKEN
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.cost import Cost
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import NOT_TAKEN
+from ntkwatch.watch.verdict.verdict import judge
 
 WHOLE = Cost(seconds=3.9, elapsed=130.0, share=0.03, promised=0.02, observations=19, brief=2)
 FORMS = (render_html, render_markdown, render_text)

@@ -12,10 +12,10 @@ from report.test_in_browser import CHROMIUM, DESKTOP, PHONE, Visit, browser
 
 from ntkwatch.report.html import render_comparison_html, render_html
 from ntkwatch.report.kept_kernels import KernelPair
-from ntkwatch.watch.angles import KernelAngles
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Gap
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.angles import KernelAngles
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Gap
+from ntkwatch.watch.verdict.verdict import judge
 
 __all__ = ["browser"]
 

@@ -14,8 +14,8 @@ from ntkwatch.report.html import render_html
 from ntkwatch.report.json_report import render_json
 from ntkwatch.report.markdown import render_markdown
 from ntkwatch.report.text import render_text
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.verdict import judge
 
 NUMBERS = {
     "subspace_overlap": {"5": 0.87, "90%": 0.9876},

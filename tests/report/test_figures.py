@@ -24,8 +24,8 @@ from ntkwatch.report.comparison_figures import comparison_drawings
 from ntkwatch.report.curve import Curve, traces_of
 from ntkwatch.report.drawing import Axis, draw
 from ntkwatch.report.figures import run_drawings
-from ntkwatch.watch.history import History
-from ntkwatch.watch.verdict import Strength, judge
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.verdict.verdict import Strength, judge
 
 
 def _drawings(history):

@@ -6,7 +6,7 @@ import pytest
 from report.made_runs import feature_observations
 
 from ntkwatch.report.gauge import gauges
-from ntkwatch.watch.verdict import Bands
+from ntkwatch.watch.verdict.verdict import Bands
 
 LAST = feature_observations()[-1]
 

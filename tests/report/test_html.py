@@ -22,9 +22,9 @@ from report.made_runs import (
 )
 
 from ntkwatch.report.html import render_comparison_html, render_html
-from ntkwatch.watch.history import History, read_history
-from ntkwatch.watch.records import Gap
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.history import History, read_history
+from ntkwatch.watch.record.records import Gap
+from ntkwatch.watch.verdict.verdict import judge
 
 PAGE_LIMIT = 6_000_000
 VOID = {"meta", "link", "img", "br", "input", "hr"}

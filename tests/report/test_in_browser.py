@@ -18,8 +18,8 @@ from report.made_runs import (
 )
 
 from ntkwatch.report.html import render_comparison_html, render_html
-from ntkwatch.watch.records import Gap
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.records import Gap
+from ntkwatch.watch.verdict.verdict import judge
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -8,9 +8,9 @@ import pytest
 from report.made_runs import HOSTILE, feature_observations, lazy_observations, read_back, renamed
 
 from ntkwatch.report.json_report import render_json
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Gap
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Gap
+from ntkwatch.watch.verdict.verdict import judge
 
 
 def _refuse(word):

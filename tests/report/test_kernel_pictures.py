@@ -13,7 +13,7 @@ from ntkwatch.__main__ import main
 from ntkwatch.report.html import render_html
 from ntkwatch.report.kept_kernels import KernelPair, read_kernel_pair
 from ntkwatch.report.kernel_drawings import kernel_drawings
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.verdict.verdict import judge
 
 N = 64
 LABELS = np.arange(N) % 3

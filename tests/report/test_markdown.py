@@ -8,8 +8,8 @@ from markdown_it import MarkdownIt
 from report.made_runs import HOSTILE, feature_observations, lazy_observations, read_back, renamed
 
 from ntkwatch.report.markdown import escape, render_markdown
-from ntkwatch.watch.records import Gap
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.records import Gap
+from ntkwatch.watch.verdict.verdict import judge
 
 
 def _tokens(text):

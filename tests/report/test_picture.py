@@ -7,7 +7,7 @@ from report.made_runs import HOSTILE, feature_observations, lazy_observations, r
 
 from ntkwatch.report.colours import STRENGTH_COLOURS
 from ntkwatch.report.picture import save_comparison_png
-from ntkwatch.watch.verdict import Strength, judge
+from ntkwatch.watch.verdict.verdict import Strength, judge
 
 
 def _runs(tmp_path, *names):

@@ -15,9 +15,9 @@ from report.made_runs import (
 )
 
 from ntkwatch.report.text import render_text
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Gap
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Gap
+from ntkwatch.watch.verdict.verdict import judge
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 

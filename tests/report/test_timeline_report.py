@@ -26,10 +26,10 @@ from ntkwatch.report.matching import match
 from ntkwatch.report.since_rows import layer_rows
 from ntkwatch.report.text import render_text
 from ntkwatch.report.words import number
-from ntkwatch.watch.angles import KernelAngles
-from ntkwatch.watch.bands import Bands
-from ntkwatch.watch.history import History
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.record.angles import KernelAngles
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.verdict.bands import Bands
+from ntkwatch.watch.verdict.verdict import judge
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Gap, Observation, RunInfo
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Gap, Observation, RunInfo
 
 _ABOUT: dict[str, Any] = {"anchor_step": 0, "probe_size": 64, "output_count": 10, "seconds": 0.1}
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from ntkwatch import KernelTracker, ProbeBatch
 from ntkwatch.errors import NtkwatchError
 from ntkwatch.jacobian import moving
-from ntkwatch.watch import linear_error
+from ntkwatch.watch.readings import linear_error
 
 NUMBERS = (
     "relative_kernel_change",

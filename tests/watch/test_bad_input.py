@@ -19,9 +19,9 @@ from ntkwatch.errors import InputError, NonFiniteError
 from ntkwatch.report.json_report import render_json
 from ntkwatch.report.markdown import render_markdown
 from ntkwatch.report.text import render_text
-from ntkwatch.watch.finite import OVERFLOWS, only_finite
-from ntkwatch.watch.history import append_record, read_history
-from ntkwatch.watch.plain import to_plain
+from ntkwatch.watch.record.finite import OVERFLOWS, only_finite
+from ntkwatch.watch.record.history import append_record, read_history
+from ntkwatch.watch.record.plain import to_plain
 
 N, D, C = 40, 4, 3
 X = inputs(N, D)

@@ -8,7 +8,7 @@ from torch import nn
 from watch.tiny import Deep, f64, inputs, labels, moved
 
 from ntkwatch import KernelTracker, ProbeBatch, judge, training_of
-from ntkwatch.watch.records import NOT_TAKEN, TIMINGS, Observation
+from ntkwatch.watch.record.records import NOT_TAKEN, TIMINGS, Observation
 from ntkwatch.watch.store import RunFiles
 
 N = 40

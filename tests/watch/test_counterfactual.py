@@ -15,8 +15,8 @@ from watch.tiny import f64, inputs, labels
 
 from ntkwatch import KernelTracker, ProbeBatch, counterfactual, judge, training_of
 from ntkwatch.errors import InputError
-from ntkwatch.watch.bands import Bands
-from ntkwatch.watch.use import judge_need
+from ntkwatch.watch.verdict.bands import Bands
+from ntkwatch.watch.verdict.use import judge_need
 
 from oracles import dense_ntk
 
@@ -196,7 +196,7 @@ def test_what_means_nothing_is_left_out_with_the_reason(case):
 def test_batch_statistics_and_very_large_sets_are_left_out_with_the_reason(monkeypatch):
     _, found, _ = _trained(copy.deepcopy(NORMED), labels(N), labels(M), steps=2)
     assert "BatchNorms on batch statistics" in found.left_out["acc_kernel_ref"]
-    monkeypatch.setattr("ntkwatch.watch.counterfactual._MOST_ROWS", N * 3 - 1)
+    monkeypatch.setattr("ntkwatch.watch.readings.counterfactual._MOST_ROWS", N * 3 - 1)
     _, found, _ = _trained(_net(3), labels(N), labels(M), steps=2)
     assert "27 rows" in found.left_out["acc_net"]
 

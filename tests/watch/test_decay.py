@@ -15,7 +15,7 @@ from versions import needs
 from watch.tiny import ConvNet, Deep, f64, inputs, labels, moved
 
 from ntkwatch import KernelTracker, ProbeBatch, judge, training_of
-from ntkwatch.watch.decay import DecayClock
+from ntkwatch.watch.readings.decay import DecayClock
 
 
 class Scaled(nn.Module):

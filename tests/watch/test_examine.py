@@ -16,9 +16,9 @@ from ntkwatch import ProbeBatch, forecast
 from ntkwatch.errors import RandomForwardError
 from ntkwatch.report.checkup_json import render_checkup_json
 from ntkwatch.report.checkup_text import render_checkup_text
-from ntkwatch.watch.checkup import Checkup, Cost
-from ntkwatch.watch.examine import examine, sizes_up_to
-from ntkwatch.watch.peak_memory import peak_memory
+from ntkwatch.watch.before_training.checkup import Checkup, Cost
+from ntkwatch.watch.before_training.examine import examine, sizes_up_to
+from ntkwatch.watch.before_training.peak_memory import peak_memory
 
 
 def _probe(n=40):
@@ -122,7 +122,7 @@ def test_where_nothing_is_foretold_the_reason_is_said(model, probe, says):
 
 
 def test_a_model_that_takes_long_is_not_kept_busy_with_a_forecast(monkeypatch):
-    monkeypatch.setattr("ntkwatch.watch.examine._TOO_LONG", 0.0)
+    monkeypatch.setattr("ntkwatch.watch.before_training.examine._TOO_LONG", 0.0)
     found = examine(Deep(), _probe(16), metrics="minimal")
     assert found.forecast == {}
     assert "takes several kernels" in found.no_forecast

@@ -13,7 +13,7 @@ from watch.tiny import ConvNet, Deep, f64, inputs, labels
 
 from ntkwatch import forecast
 from ntkwatch.errors import InputError, KernelMismatchError
-from ntkwatch.watch.bands import Strength
+from ntkwatch.watch.verdict.bands import Strength
 
 from oracles import dense_jacobian, dense_ntk, naive_angle, naive_relative_change
 

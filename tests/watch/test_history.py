@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntkwatch.errors import HistoryError
-from ntkwatch.watch.history import History, append_record, find_history, read_history
-from ntkwatch.watch.plain import observation_from_plain, to_plain
-from ntkwatch.watch.records import SCHEMA, Gap, Observation, Reading, RunInfo
+from ntkwatch.watch.record.history import History, append_record, find_history, read_history
+from ntkwatch.watch.record.plain import observation_from_plain, to_plain
+from ntkwatch.watch.record.records import SCHEMA, Gap, Observation, Reading, RunInfo
 
 RUN = RunInfo(spec={"outputs": "full"}, probe={"fingerprint": "ab"}, reference="before", created="")
 

@@ -8,10 +8,10 @@ import torch
 from watch.tiny import Deep, inputs, labels, moved
 
 from ntkwatch import KernelTracker, ProbeBatch, read_history
-from ntkwatch.watch.angles import KernelAngles, angles_from_plain
-from ntkwatch.watch.history import append_record
-from ntkwatch.watch.kept_kernels import KeptKernels
-from ntkwatch.watch.records import Observation, RunInfo
+from ntkwatch.watch.anchors.kept_kernels import KeptKernels
+from ntkwatch.watch.record.angles import KernelAngles, angles_from_plain
+from ntkwatch.watch.record.history import append_record
+from ntkwatch.watch.record.records import Observation, RunInfo
 from ntkwatch.watch.store import RunFiles
 
 f64 = {"dtype": torch.float64}

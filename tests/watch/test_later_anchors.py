@@ -8,8 +8,8 @@ import torch
 from watch.tiny import Attends, ConvNet, Deep, inputs, labels, moved, start_and_now
 
 from ntkwatch import KernelTracker, ProbeBatch, judge
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.later_anchors import InMemory, LaterAnchors
+from ntkwatch.watch.anchors.anchors import Anchor
+from ntkwatch.watch.anchors.later_anchors import InMemory, LaterAnchors
 from ntkwatch.watch.store import RunFiles
 
 N = 8

@@ -15,9 +15,9 @@ from watch.made import history_of, seen
 from watch.tiny import ConvNet, f64, inputs, labels, moved, start_and_now
 
 from ntkwatch import KernelTracker, ProbeBatch, judge
-from ntkwatch.watch.bands import Bands, Strength
-from ntkwatch.watch.plain import observation_from_plain, to_plain
-from ntkwatch.watch.records import Reading
+from ntkwatch.watch.record.plain import observation_from_plain, to_plain
+from ntkwatch.watch.record.records import Reading
+from ntkwatch.watch.verdict.bands import Bands, Strength
 
 from oracles import dense_ntk, naive_relative_change
 

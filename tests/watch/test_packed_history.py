@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import NOT_TAKEN, Observation, Reading, RunInfo
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import NOT_TAKEN, Observation, Reading, RunInfo
 
 
 def _observation(step: int, *, brief: bool = False) -> Observation:

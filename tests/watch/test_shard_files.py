@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ntkwatch.errors import HistoryError
-from ntkwatch.watch.anchor_files import write_anchor
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.shard_files import Part, path_of_part, read_part, write_part
+from ntkwatch.watch.anchors.anchor_files import write_anchor
+from ntkwatch.watch.anchors.anchors import Anchor
+from ntkwatch.watch.anchors.shard_files import Part, path_of_part, read_part, write_part
 
 PART = Part(1, 2)
 WEIGHTS = {"a.weight": torch.rand(3, 2), "a.bias": torch.rand(3), "none": torch.rand(0, 4)}

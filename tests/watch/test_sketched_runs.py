@@ -22,8 +22,8 @@ from ntkwatch.errors import InputError, RandomForwardError
 from ntkwatch.jacobian.sketch import KernelSketch
 from ntkwatch.jacobian.spec import KernelSpec
 from ntkwatch.kernel.sketched import gaussian_columns
-from ntkwatch.watch.plain import observation_from_plain, to_plain
-from ntkwatch.watch.sketching import COLUMNS, sketch_drift
+from ntkwatch.watch.readings.sketching import COLUMNS, sketch_drift
+from ntkwatch.watch.record.plain import observation_from_plain, to_plain
 from ntkwatch.watch.store import RunFiles
 
 from oracles import dense_ntk, naive_angle, naive_relative_change, naive_scale

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from ntkwatch import ProbeBatch
 from ntkwatch.errors import HistoryError
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.history import History, read_history
-from ntkwatch.watch.records import Gap, Observation, RunInfo
+from ntkwatch.watch.anchors.anchors import Anchor
+from ntkwatch.watch.record.history import History, read_history
+from ntkwatch.watch.record.records import Gap, Observation, RunInfo
 from ntkwatch.watch.store import RunFiles, read_probe, write_atomically
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ from watch.made import history_of, seen
 from watch.tiny import f64, inputs
 
 from ntkwatch import KernelTracker, ProbeBatch, judge
-from ntkwatch.watch.angles import KernelAngles
-from ntkwatch.watch.bands import Bands
-from ntkwatch.watch.records import Reading
-from ntkwatch.watch.timeline import timeline_of
+from ntkwatch.watch.record.angles import KernelAngles
+from ntkwatch.watch.record.records import Reading
+from ntkwatch.watch.verdict.bands import Bands
+from ntkwatch.watch.verdict.timeline import timeline_of
 
 STEPS = (0, 10, 20, 30, 40, 60, 80, 160, 300)
 

@@ -13,7 +13,7 @@ from watch.tiny import Deep, f64, inputs, labels, moved, start_and_now
 
 from ntkwatch import KernelTracker, ProbeBatch
 from ntkwatch.errors import InputError, KernelMismatchError, NonFiniteError, SelectionError
-from ntkwatch.watch.history import History
+from ntkwatch.watch.record.history import History
 
 N = 6
 

@@ -7,9 +7,9 @@ import pytest
 from watch.made import history_of, seen
 
 from ntkwatch import judge
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Gap, RunInfo
-from ntkwatch.watch.wording import number
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Gap, RunInfo
+from ntkwatch.watch.verdict.wording import number
 
 RICH = seen(0.6, 0.4, 2.0)
 

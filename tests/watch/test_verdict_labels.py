@@ -10,8 +10,8 @@ import pytest
 from watch.made import history_of, seen
 
 from ntkwatch import judge
-from ntkwatch.watch.bands import Bands, Strength
-from ntkwatch.watch.records import Reading
+from ntkwatch.watch.record.records import Reading
+from ntkwatch.watch.verdict.bands import Bands, Strength
 
 # error, angle, relative change -> strength, qualifier
 TABLE = [

@@ -24,12 +24,12 @@ from ntkwatch.integrations.checkpoints.weights import load_weights
 from ntkwatch.integrations.run.claim import free_folder, let_go_of
 from ntkwatch.integrations.run.mishaps import in_words
 from ntkwatch.integrations.run.outlet import Outlet, OutletSettings
-from ntkwatch.watch.history import History, read_history
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Gap, GapKind
+from ntkwatch.watch.record.history import History, read_history
+from ntkwatch.watch.record.records import Gap, GapKind
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
-from ntkwatch.watch.verdict import judge
+from ntkwatch.watch.verdict.verdict import judge
 
 __all__ = ["CheckpointReading", "watch_checkpoints"]
 

@@ -24,11 +24,11 @@ from ntkwatch.integrations.dashboard.tensorboard import (
 )
 from ntkwatch.integrations.dashboard.verdict_text import Turn, turns_of, verdict_text
 from ntkwatch.kernel.spectrum import eigenvalues
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.anchors.anchors import Anchor
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
 from ntkwatch.watch.tracker import KernelTracker
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["Dashboard", "pictured"]
 

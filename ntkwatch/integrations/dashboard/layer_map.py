@@ -23,8 +23,8 @@ from ntkwatch.integrations.dashboard.canvas import (
     style,
 )
 from ntkwatch.report.words import clean, shorten
-from ntkwatch.watch.bands import Bands
-from ntkwatch.watch.records import Observation
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.bands import Bands
 
 __all__ = ["layer_picture"]
 

@@ -18,7 +18,7 @@ from ntkwatch.kernel.drift import kernel_angle
 from ntkwatch.kernel.spectrum import effective_rank, rounding_floor
 from ntkwatch.report.colours import STRENGTH_COLOURS
 from ntkwatch.report.words import number
-from ntkwatch.watch.bands import Strength
+from ntkwatch.watch.verdict.bands import Strength
 
 __all__ = ["kernel_picture", "spectrum_picture"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ntkwatch.kernel.spectrum import rounding_floor
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["SCALARS", "layout_of", "log_spectrum", "margins_of", "scalars_of"]
 

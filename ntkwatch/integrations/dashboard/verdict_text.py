@@ -9,9 +9,9 @@ from typing import Self
 
 from ntkwatch.report.markdown import escape, items, table
 from ntkwatch.report.words import number
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.verdict import Verdict, judge
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
+from ntkwatch.watch.verdict.verdict import Verdict, judge
 
 __all__ = ["Turn", "turns_of", "verdict_text"]
 

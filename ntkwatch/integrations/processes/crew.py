@@ -17,10 +17,10 @@ from torch import nn
 from ntkwatch.errors import ProcessError
 from ntkwatch.integrations.processes.mirrored import LeadingTracker, Mirror
 from ntkwatch.integrations.processes.shared_shards import SharedShards
-from ntkwatch.watch.asking import Asking
-from ntkwatch.watch.helping import Helper
-from ntkwatch.watch.request import Request, in_words
-from ntkwatch.watch.team import Team
+from ntkwatch.watch.processes.asking import Asking
+from ntkwatch.watch.processes.helping import Helper
+from ntkwatch.watch.processes.request import Request, in_words
+from ntkwatch.watch.processes.team import Team
 from ntkwatch.watch.tracker import KernelTracker
 
 __all__ = ["Crew", "Hook", "News"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.jacobian.inputs import leaves, map_inputs
-from ntkwatch.watch.history import History
 from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.record.history import History
 
 __all__ = ["Begin", "GoOn", "Observe", "Probe", "packed", "unpacked"]
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ntkwatch.errors import NtkwatchError, ProcessError
 from ntkwatch.integrations.processes.mirror_messages import Begin, GoOn, Observe, packed, unpacked
 from ntkwatch.integrations.processes.shared_shards import ReadPart, WritePart, read_own, write_own
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.history import History
+from ntkwatch.watch.anchors.anchors import Anchor
 from ntkwatch.watch.probe import ProbeBatch
-from ntkwatch.watch.records import Observation
-from ntkwatch.watch.request import in_words
-from ntkwatch.watch.team import Team, TeamGoneError
+from ntkwatch.watch.processes.request import in_words
+from ntkwatch.watch.processes.team import Team, TeamGoneError
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Observation
 from ntkwatch.watch.tracker import KernelTracker
 
 __all__ = ["LeadingTracker", "Mirror"]

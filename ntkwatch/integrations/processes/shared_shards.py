@@ -13,9 +13,9 @@ from torch import nn
 from ntkwatch.errors import HistoryError
 from ntkwatch.integrations.run.mishaps import in_words
 from ntkwatch.jacobian.parameters import parameters_of
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.shard_files import Part, path_of_part, read_part, write_part
-from ntkwatch.watch.team import Team
+from ntkwatch.watch.anchors.anchors import Anchor
+from ntkwatch.watch.anchors.shard_files import Part, path_of_part, read_part, write_part
+from ntkwatch.watch.processes.team import Team
 
 __all__ = ["ReadPart", "SharedShards", "WritePart", "read_own", "write_own"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.integrations.run.resumption import EarlierPart, take_up
-from ntkwatch.watch.decay import DecayClock
 from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.readings.decay import DecayClock
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 

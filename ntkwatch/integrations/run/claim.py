@@ -11,7 +11,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from ntkwatch.watch.history import HISTORY_FILE
+from ntkwatch.watch.record.history import HISTORY_FILE
 
 __all__ = ["free_folder", "let_go_of"]
 

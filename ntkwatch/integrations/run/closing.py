@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
-from ntkwatch.watch.cost import Cost
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.record.cost import Cost
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["closing_words"]
 

@@ -14,11 +14,11 @@ from ntkwatch.integrations.run.mishaps import Mishaps, in_words
 from ntkwatch.integrations.run.observer import Observer
 from ntkwatch.integrations.run.outlet import Outlet
 from ntkwatch.watch.budget import OverheadBudget
-from ntkwatch.watch.history import History
-from ntkwatch.watch.records import Gap
+from ntkwatch.watch.record.history import History
+from ntkwatch.watch.record.records import Gap
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["Harmless", "Kept"]
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from ntkwatch.errors import ForwardError, NtkwatchError
-from ntkwatch.watch.records import Gap
+from ntkwatch.watch.record.records import Gap
 
 __all__ = ["LateReference", "may_pass"]
 

@@ -17,14 +17,14 @@ from ntkwatch.integrations.run.losses import Losses
 from ntkwatch.integrations.run.mishaps import Mishaps, in_words
 from ntkwatch.integrations.run.outlet import FOLDER, Outlet
 from ntkwatch.jacobian.memory import is_out_of_memory
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.bands import Strength
+from ntkwatch.watch.anchors.anchors import Anchor
 from ntkwatch.watch.budget import Kind, OverheadBudget
-from ntkwatch.watch.records import Gap, Observation
+from ntkwatch.watch.record.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.training import Training
-from ntkwatch.watch.verdict import Verdict, judge
+from ntkwatch.watch.verdict.bands import Strength
+from ntkwatch.watch.verdict.verdict import Verdict, judge
 
 __all__ = ["Observer"]
 

@@ -13,11 +13,11 @@ from ntkwatch.integrations.dashboard.board import Dashboard
 from ntkwatch.integrations.dashboard.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
 from ntkwatch.report.kept_kernels import read_kernel_pair
-from ntkwatch.watch.plain import to_plain
-from ntkwatch.watch.records import Gap, Observation
+from ntkwatch.watch.record.plain import to_plain
+from ntkwatch.watch.record.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
-from ntkwatch.watch.verdict import Verdict
+from ntkwatch.watch.verdict.verdict import Verdict
 
 __all__ = ["FOLDER", "Outlet", "OutletSettings", "Trying"]
 

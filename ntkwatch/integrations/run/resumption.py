@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ntkwatch.errors import HistoryError
 from ntkwatch.integrations.run.claim import free_folder
-from ntkwatch.watch.anchors import Anchor
-from ntkwatch.watch.history import History, read_history
+from ntkwatch.watch.anchors.anchors import Anchor
 from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.record.history import History, read_history
 from ntkwatch.watch.store import RunFiles
 
 __all__ = ["EarlierPart", "take_up"]

@@ -23,13 +23,13 @@ from ntkwatch.integrations.run.outlet import FOLDER, Outlet
 from ntkwatch.integrations.run.resumption import EarlierPart
 from ntkwatch.integrations.run.taken_steps import TakenSteps
 from ntkwatch.watch.budget import Kind
-from ntkwatch.watch.cost import Cost
 from ntkwatch.watch.probe import ProbeBatch
+from ntkwatch.watch.record.cost import Cost
 from ntkwatch.watch.schedule import Schedule
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
 from ntkwatch.watch.training import Training
-from ntkwatch.watch.verdict import Verdict, judge
+from ntkwatch.watch.verdict.verdict import Verdict, judge
 
 __all__ = ["WatchedRun"]
 
