@@ -6,6 +6,7 @@ Also before it waits for other processes, which measure nothing and would not an
 import inspect
 import signal
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,6 +80,8 @@ def _in_signal_handler() -> bool:
 
 
 def _code_of(handler: Any) -> Any:
+    while isinstance(handler, partial):
+        handler = handler.func
     if not callable(handler):
         return None
     function = getattr(handler, "__func__", handler)

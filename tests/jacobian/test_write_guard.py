@@ -3,9 +3,15 @@
 The oracle is the tensor's own bytes before and after.
 """
 
+import signal
+from functools import partial
+
 import pytest
 import torch
+from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from ntkwatch.errors import ProcessError
 from ntkwatch.jacobian.write_guard import WriteGuard, WritesToParameter
 
 
@@ -132,3 +138,47 @@ def test_a_program_that_catches_every_exception_does_not_write_either():
     with pytest.raises(WritesToParameter), WriteGuard([guarded]):
         program()
     assert not guarded.any()
+
+
+# What waits for other processes. ------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_processes():
+    """A group of two in which nobody waits: torch's own stand-in."""
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    distributed.destroy_process_group()
+
+
+def _exchange(*_):
+    distributed.all_reduce(torch.ones(3))
+
+
+class _Handler:
+    def method(self, number, frame):
+        _exchange()
+
+    def __call__(self, number, frame):
+        _exchange()
+
+
+HANDLERS = {
+    "function": _exchange,
+    "method": _Handler().method,
+    "object": _Handler(),
+    "partial": partial(_exchange, "an argument of its own"),
+    "partial of a partial method": partial(partial(_Handler.method, _Handler())),
+}
+
+
+@pytest.mark.parametrize("kind", HANDLERS)
+def test_only_a_signal_s_handler_exchanges_with_other_processes(two_processes, kind):
+    with pytest.raises(ProcessError, match="would wait for ever"), WriteGuard([]):
+        _exchange()
+    before = signal.signal(signal.SIGUSR1, HANDLERS[kind])
+    try:
+        with WriteGuard([]):
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
