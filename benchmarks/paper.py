@@ -40,7 +40,7 @@ RATE = 20
 LINKS = {8: 300, 64: 40}
 
 # What a later observation takes beside its kernel, in forward passes of the probe; ``large.py``
-# counts it: outputs, a forward-mode pass with the linearization error, what checks it.
+# counts it: the outputs, and a forward-mode pass of about three for the linearization error.
 BESIDE = 4.0
 
 

@@ -61,9 +61,10 @@ class NTKTrainerCallback(TrainerCallback):
     Args:
         every_n_steps: Observe every so many optimizer steps, whatever it costs. None: densely at
             first, then sparser, never above ``max_overhead``.
-        probe: "auto" (evaluation dataset, else training dataset), "val", "train", a batch, a
-            ``ProbeBatch``, a saved ``probe.safetensors``, or the dotted path of one of these or
-            of a function that returns one. Items are put together by the Trainer's collator.
+        probe: "auto" (evaluation dataset, else training dataset, else the first batches), "val",
+            "train", a batch, a ``ProbeBatch``, a saved ``probe.safetensors``, or the dotted path of
+            one of these or of a function that returns one. Items are put together by the
+            Trainer's collator.
         probe_size: Probe points to draw; a verdict needs at least 32.
         resample_probe: Whether to draw a fresh probe at every observation.
         forward: ``(model, inputs) -> tensor (N, ...)`` or its dotted path; by default ``logits``.
@@ -76,7 +77,7 @@ class NTKTrainerCallback(TrainerCallback):
         metrics: "minimal", "standard" or "full", by cost: see docs/metrics.md.
         max_overhead: Largest share of wall time to spend, in (0, 1], everything counted. Where it
             does not pay for a kernel each time, most observations are brief: without one.
-        memory_budget: Bytes that Jacobian rows may take.
+        memory_budget: Bytes that a kernel may take beyond a forward and a backward pass.
         dirpath: Folder for the run's files; default ``<output_dir>/<name>``.
         save_kernels: Whether to write each kernel to a file.
         on_error: "warn": training always finishes; "raise": for tests.

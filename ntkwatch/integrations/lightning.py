@@ -65,6 +65,7 @@ class NTKMonitor(CallbackBase):
     relative_displacement                 ``|theta - theta_0| / |theta_0|``
     target_alignment                      centred kernel-target alignment
     strength                              0 static, 1 lazy, 2 transitional, 3 feature-learning
+    edge_of_stability                     learning rate over the largest stable one; metrics="full"
     overhead_share                        share of wall time spent watching, everything counted
     ====================================  ==========================================================
 
@@ -95,7 +96,7 @@ class NTKMonitor(CallbackBase):
             "auto" takes the one ``MSELoss`` or ``CrossEntropyLoss`` that the module holds.
         max_overhead: Largest share of wall time to spend, in (0, 1], everything counted. Where it
             does not pay for a kernel each time, most observations are brief: without one.
-        memory_budget: Bytes that Jacobian rows may take.
+        memory_budget: Bytes that a kernel may take beyond a forward and a backward pass.
         dirpath: Folder for the run's files; default ``<log_dir>/<name>``.
         save_kernels: Whether to write each kernel to a file.
         on_error: "warn": training always finishes; "raise": for tests.

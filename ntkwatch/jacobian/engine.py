@@ -59,7 +59,7 @@ def empirical_ntk(
         engine: "structured" (from the autograd graph of one forward pass), "vmap" (torch.func),
             "loop" (plain autograd), or "auto": structured where it agrees with plain autograd,
             parameter by parameter; for the others vmap if it runs and agrees, else loop.
-        memory_budget: Bytes that Jacobian rows and their making may take.
+        memory_budget: Bytes that the kernel may take beyond a forward and a backward pass.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
         batchnorm: Statistics of BatchNorms that train on those of their batch: "running" averages,
             as ``model.eval()`` computes; those of the "probe" (of ``inputs``), held constant in the

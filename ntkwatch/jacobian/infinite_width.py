@@ -83,7 +83,7 @@ def infinite_width_gap(
             takes the mean square of each layer's own weights, right to ``(2 / weights)^1/2``.
         bias_variance: ``v_b = Var(b)``, likewise; torch's default is ``1 / (3 fan_in)``. A layer
             whose biases are zero has 0: they then count neither in outputs nor as parameters.
-        memory_budget: Bytes for Jacobian rows.
+        memory_budget: Bytes that a kernel may take beyond a forward and a backward pass.
 
     Returns:
         The distance, both kernels, and the variances taken.

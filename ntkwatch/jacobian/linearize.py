@@ -1,8 +1,8 @@
 """``J v``: how the outputs would change if the network were linear in its parameters.
 
 Forward mode where every operation has it, the double-vjp trick where not, and a central difference
-where neither works. Forward mode is checked against reverse mode each time, since the two disagree
-silently in places (the padding row of an embedding).
+where neither works. ``product`` checks forward mode against reverse mode, since the two disagree
+silently in places (the padding row of an embedding); who takes many products checks some of them.
 """
 
 import warnings

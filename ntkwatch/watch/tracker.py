@@ -70,7 +70,7 @@ class KernelTracker(Remembering):
             "reference" step, with every other buffer; or those of the "batch", differentiated
             (exact, coupled and slow: see ``empirical_ntk``). One that trains in evaluation mode
             keeps its running averages.
-        memory_budget: Bytes for Jacobian rows.
+        memory_budget: Bytes that a kernel may take beyond a forward and a backward pass.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
         top_k: Eigenvalues to record.
         metrics: "minimal" (drift, linearization error, displacement), "standard" (also intervals,

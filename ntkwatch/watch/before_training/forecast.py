@@ -144,7 +144,7 @@ def forecast(
         forward: ``(model, inputs) -> tensor (N, ...)``; guessed by default.
         params: Names or patterns of the parameters that train; default all trainable ones.
         engine: As in ``empirical_ntk``.
-        memory_budget: Bytes for Jacobian rows.
+        memory_budget: Bytes that a kernel may take beyond a forward and a backward pass.
         dtype: Of the Jacobian; default that of the parameters, at least float32.
         bands: Thresholds of the strength.
 

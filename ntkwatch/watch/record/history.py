@@ -265,7 +265,7 @@ def _read_angles(path: Path, problems: list[str]) -> KernelAngles | None:
 
 
 def _gap(plain: dict[str, Any]) -> Gap:
-    # Until 0.2 a gap had no kind; a kind that only a newer version knows reads as a failure.
+    # Early gaps have no kind; one that only a newer version knows reads as a failure.
     kind: GapKind = "diverged" if plain.get("kind") == "diverged" else "failed"
     return Gap(step=int(plain["step"]), reason=str(plain["reason"]), kind=kind)
 

@@ -48,6 +48,12 @@ class Bands:
         unaligned_norm: Ratio above which it did not.
         buffer_share: Part of the kernel's change, made by moving buffers (or hidden by them), above
             which alignment says nothing about what was learned.
+        needed_gain: Accuracy on held-out samples, beyond that of the kernel at the start, from
+            which on features were needed; with the next two.
+        needed_se: How many standard errors that gain must exceed.
+        needed_share: Part of the frozen kernel's mistakes that must be gone.
+        unneeded_gain: Gain below which features were not needed.
+        unneeded_se: Standard errors below which they were not.
     """
 
     static: float = 1e-4
