@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from ntkwatch import judge
 
-from regimes import deep, digits, grokking, parity, solvable, stacked, text
+from regimes import deep, digits, foretold, grokking, parity, solvable, stacked, text
 
 WIDTHS = (64, 256, 1024, 4096)
 
@@ -152,6 +152,30 @@ def texts() -> None:
         _row(name, last.loss_ratio, *errors, verdict.label, verdict.use.task_aligned)
 
 
+def forecasts() -> None:
+    """The forecast over what training showed, from the smallest to the largest over seeds."""
+    _head("said / found", "alpha", "rho found", "rho", "D", "LE")
+    for activation in foretold.ACTIVATIONS:
+        for alpha in (0.03, 0.1, 0.3, 1.0, 10.0):
+            runs = [foretold.two_layers(activation, alpha, seed) for seed in range(8)]
+            _ratios(activation, alpha, runs)
+    for alpha in (0.25, 0.5, 1.0, 2.0, 4.0):
+        _ratios("grokking", alpha, [foretold.grokked(alpha)])
+    for optimizer in ("SGD", "Adam"):
+        for alpha in (1.0, 10.0):
+            runs = [foretold.transformer(optimizer, alpha, seed) for seed in range(4)]
+            _ratios(f"transformer, {optimizer}", alpha, runs)
+
+
+def _ratios(name: str, alpha: float, runs: list[foretold.Foretold]) -> None:
+    spreads = []
+    for key in foretold.Drift._fields:
+        ratios = [getattr(run.said, key) / getattr(run.found, key) for run in runs]
+        spreads.append(f"{min(ratios):.2f}-{max(ratios):.2f}" if runs[1:] else f"{ratios[0]:.2f}")
+    found = stacked.geometric_mean([run.found.change for run in runs])
+    _row(name, alpha, found, *spreads)
+
+
 RUNGS: dict[str, tuple[Callable[[], None], ...]] = {
     "2": (solvable_network,),
     "6": (output_scales,),
@@ -160,6 +184,7 @@ RUNGS: dict[str, tuple[Callable[[], None], ...]] = {
     "9": (quadratic_forms,),
     "10": (parities,),
     "11": (images,),
+    "13": (forecasts,),
     "14": (texts,),
 }
 

@@ -125,13 +125,14 @@ def forecast(
     never gets there, at its lowest, since further on that way leads off the targets.
 
     A forecast of the drift that training shows when it stops at that loss. Held against training in
-    float64, the kernel's relative change came out at 0.3 to 1.5 of what training showed for
-    two-layer tanh and linear networks of output scales 0.1 to 10, and up to 3.7 times it at 0.03
-    (ReLU: 0.5 to 1.6 up to a scale of 1; at 10 a few flipped gates decide, and single networks are
-    off by 6); at 1.0 to 1.2 for a network that groks a polynomial, from lazy to feature-learning;
-    at 0.25 to 1.7 for a small transformer under SGD and 0.5 to 0.9 under Adam. Linearization errors
-    were within a factor of 3, and in deep feature learning rather too small: those of linear
-    networks by up to 9. Under weight decay or cross-entropy far beyond the fit it was not tried.
+    float64 (docs/ladder.md, rung 13), the kernel's relative change came out at 0.34 to 3.7 of what
+    training showed for two-layer tanh and linear networks of output scales 0.03 to 10; at 0.5 to
+    1.7 for ReLU (at scale 10 a few flipped gates decide, and single networks are off by 6); at 0.98
+    to 1.04 for a network that groks a polynomial; at 0.19 to 1.2 for a small transformer under SGD
+    and 0.41 to 1.04 under Adam. Linearization errors came out at 0.17 to 2.0 (tanh), 0.36 to 4.1
+    (ReLU up to scale 1), 0.26 to 1.4 (transformer), and for linear networks at 0.02 to 4.1: far too
+    small deep in feature learning. Under weight decay or cross-entropy far beyond the fit it was
+    not tried.
 
     Args:
         model: The untrained model; it is left as found. BatchNorms run on the statistics of the
