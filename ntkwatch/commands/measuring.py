@@ -59,10 +59,12 @@ def recorded(place: Path) -> History:
             found = []
         if not found or (found == [place] and place.suffix not in _SUFFIXES):
             raise
+        beside = sorted(file.parent.parent for file in place.parent.glob("*/history.jsonl"))
+        watched = f" What was recorded beside them: ntkwatch report {beside[0]}" if beside else ""
         raise HistoryError(
-            f"{place} holds {counted(len(found), 'checkpoint')} and no history, so nobody watched "
-            "that training. To measure the checkpoints name what was trained, and on what: "
-            f"ntkwatch report {place} --model pkg.mod:Class --data pkg.mod:DataModule"
+            f"{place} holds {counted(len(found), 'checkpoint')} and no history. To measure the "
+            "checkpoints name what was trained, and on what: "
+            f"ntkwatch report {place} --model pkg.mod:Class --data pkg.mod:DataModule.{watched}"
         ) from error
 
 

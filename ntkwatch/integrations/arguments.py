@@ -1,11 +1,13 @@
 """What users give to the monitor, in Python or in a configuration file: checked and resolved."""
 
 import importlib
+from numbers import Integral, Real
 from typing import Any
 
 from ntkwatch.errors import InputError
 from ntkwatch.jacobian.engine import check_choice
 from ntkwatch.watch.readings.held_out import check_held_out_metrics
+from ntkwatch.watch.readings.settle import check_settings
 
 __all__ = [
     "DRAWN",
@@ -56,11 +58,20 @@ def resolved(setting: Any) -> Any:
 def tracker_settings(**settings: Any) -> dict[str, Any]:
     """Return a callback's settings as arguments of ``KernelTracker``: dotted paths are imported."""
     named = ("forward", "outputs")
-    return {key: resolved(value) if key in named else value for key, value in settings.items()}
+    found = {key: resolved(value) if key in named else value for key, value in settings.items()}
+    check_settings(**found)
+    return found
 
 
 def check_watching(
-    *, probe: Any, probe_size: int, resample_probe: bool, max_overhead: float, on_error: str
+    *,
+    probe: Any,
+    probe_size: int,
+    resample_probe: bool,
+    max_overhead: float,
+    on_error: str,
+    on_verdict: Any,
+    name: str,
 ) -> None:
     """Refuse what no callback can do, in the words of its user's arguments.
 
@@ -70,13 +81,22 @@ def check_watching(
         resample_probe: Whether every observation is to have a fresh probe.
         max_overhead: Largest share of wall time.
         on_error: "warn" or "raise".
+        on_verdict: What is called with the verdict, or None.
+        name: Prefix of tags.
 
     Raises:
         InputError: If an argument is out of range, or two do not go together.
     """
     check_choice("on_error", on_error, ("warn", "raise"))
     check_probe(probe)
-    check_range("probe_size", probe_size, 2)
+    check_range("probe_size", probe_size, 2, whole=True)
+    if not (on_verdict is None or callable(on_verdict)):
+        raise InputError(
+            f"on_verdict={on_verdict!r} cannot be called, so nobody would hear of it. Give "
+            'a function of one argument, or its path, "package.module:name".'
+        )
+    if not (isinstance(name, str) and name):
+        raise InputError(f"name={name!r} names no folder and no tags. Give a word, such as 'ntk'.")
     check_range("max_overhead", max_overhead, 0, 1)
     if resample_probe and not (isinstance(probe, str) and probe in DRAWN):
         raise InputError(
@@ -121,7 +141,9 @@ def check_held_out_named(held_out: Any, metrics: str) -> None:
     check_held_out_metrics(metrics)
 
 
-def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+def check_range(
+    name: str, value: Any, low: float, high: float | None = None, *, whole: bool = False
+) -> None:
     """Refuse a number out of range.
 
     Args:
@@ -129,11 +151,17 @@ def check_range(name: str, value: float, low: float, high: float | None = None) 
         value: As given.
         low: Smallest allowed value; just not allowed where there is a largest one.
         high: Largest allowed value, or None.
+        whole: Whether it must be a whole number.
 
     Raises:
-        InputError: If it is out of range.
+        InputError: If it is no number, or out of range.
     """
-    if value < low or (high is not None and not low < value <= high):
+    kind = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        wanted = "whole number" if whole else "number"
+        raise InputError(f"{name}={value!r} is no {wanted}, so it means nothing here. Give one.")
+    number = float(value)
+    if number < low or (high is not None and not low < number <= high):
         bounds = f"at least {low}" if high is None else f"above {low} and at most {high}"
         raise InputError(f"{name}={value} is out of range: it must be {bounds}.")
 

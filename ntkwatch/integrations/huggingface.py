@@ -133,9 +133,11 @@ class NTKTrainerCallback(TrainerCallback):
             resample_probe=resample_probe,
             max_overhead=max_overhead,
             on_error=on_error,
+            on_verdict=resolved(on_verdict),
+            name=name,
         )
         if every_n_steps is not None:
-            check_range("every_n_steps", every_n_steps, 1)
+            check_range("every_n_steps", every_n_steps, 1, whole=True)
         self.every_n_steps, self.max_overhead = every_n_steps, max_overhead
         self.probe, self.probe_size, self.resample_probe = probe, probe_size, resample_probe
         self.on_error, self.on_verdict = on_error, resolved(on_verdict)

@@ -148,9 +148,11 @@ class NTKMonitor(CallbackBase):
             resample_probe=resample_probe,
             max_overhead=max_overhead,
             on_error=on_error,
+            on_verdict=resolved(on_verdict),
+            name=name,
         )
         if every_n_train_steps is not None:
-            check_range("every_n_train_steps", every_n_train_steps, 1)
+            check_range("every_n_train_steps", every_n_train_steps, 1, whole=True)
         self.every_n_train_steps = every_n_train_steps
         if held_out is not None:
             check_held_out_named(held_out, metrics)

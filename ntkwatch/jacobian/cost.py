@@ -71,7 +71,7 @@ def plan(
     with undisturbed(model), torch.no_grad():
         inputs = cast_inputs(inputs, device=device, dtype=kind)
         if forward is None:
-            few = take(inputs, slice(0, 2))
+            few = take(inputs, slice(0, 3))
             forward, _ = guess_forward(model, few, attempt_on_copies(model, few, kind))
         function = function_of(model, forward, dtype=kind)
         reduction = resolve_outputs(outputs, _outputs(function, inputs))

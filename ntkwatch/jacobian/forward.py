@@ -32,6 +32,7 @@ __all__ = [
 
 ForwardFn = Callable[[nn.Module, Inputs], Any]
 GIVEN = "forward="  # in words, where the user said how to call the model
+_PART = "model."  # how a call of a part of the model begins, in words
 
 # In what a model returns, these hold the function values that a loss would be taken of.
 _OUTPUT_KEYS = ("logits", "last_hidden_state")
@@ -122,8 +123,11 @@ def guess_forward(
         ProcessError: If a way waits for other processes.
     """
     tried: list[str] = []
+    has_none = False
     for call, words in _candidates(model, inputs):
-        if only not in (None, words):
+        is_part = words.startswith(_PART)
+        # Where the model's own forward fails, a part of it is another function.
+        if words != only and (only is not None or (is_part and not has_none)):
             continue
         try:
             outputs_of(call(model, inputs) if attempt is None else attempt(call))
@@ -132,6 +136,7 @@ def guess_forward(
         except Exception as error:
             if is_out_of_memory(error):
                 raise  # there may be another day for this way
+            has_none = has_none or _says_there_is_none(error)
             tried.append(f"{words}: {type(error).__name__}: {first_line(error)}")
         else:
             return call, words
@@ -160,12 +165,17 @@ def _candidates(model: nn.Module, inputs: Inputs) -> list[tuple[ForwardFn, str]]
         found.append((_call_with_all, "model(inputs)"))
     child = _only_child(model)
     if child is not None:
-        found.append((_call_child(child), f"model.{child}({mark})"))
+        found.append((_call_child(child), f"{_PART}{child}({mark})"))
     return found
 
 
 def _call_with_all(model: nn.Module, inputs: Inputs) -> Any:
     return model(inputs)
+
+
+def _says_there_is_none(error: Exception) -> bool:
+    """Whether a module has no forward of its own; Lightning's passes the question on to torch's."""
+    return isinstance(error, NotImplementedError) and 'required "forward"' in str(error)
 
 
 def _only_child(model: nn.Module) -> str | None:

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from ntkwatch.errors import InputError, OutputError
 
-__all__ = ["AUTO_DIRECTIONS", "AUTO_FULL", "Reduction", "random_directions", "resolve_outputs"]
+__all__ = [
+    "AUTO_DIRECTIONS",
+    "AUTO_FULL",
+    "Reduction",
+    "check_outputs_named",
+    "random_directions",
+    "resolve_outputs",
+]
 
 OutputsSpec = str | Callable[[Tensor], Tensor]
 
@@ -26,6 +33,8 @@ AUTO_DIRECTIONS = 8
 _SEED = 0x4E544B  # fixed: kernels of one run, and of two runs, must use the same directions
 # Of their norm: far above rounding, far below what another sample's target makes of it.
 _ORDER_GAP = 1e-3
+_WORDS = ("auto", "auto:plain", "full", "trace", "sum")
+_RANDOM = re.compile(r"random:([1-9]\d*)(:plain)?")
 _WIDE_LIMIT = 2**20  # above this many outputs the directions are drawn in float32
 
 
@@ -74,6 +83,24 @@ class Reduction:
             unit.diagonal(rows.start).fill_(1)
             return unit
         return self.directions[rows.start : rows.stop].to(dtype=like.dtype, device=like.device)
+
+
+def check_outputs_named(outputs: object) -> None:
+    """Refuse what names no outputs.
+
+    Args:
+        outputs: As in ``resolve_outputs``.
+
+    Raises:
+        InputError: If it is neither a known word nor a function.
+    """
+    named = isinstance(outputs, str) and (outputs in _WORDS or _RANDOM.fullmatch(outputs))
+    if not (named or callable(outputs)):
+        raise InputError(
+            f"outputs={outputs!r} is not known, so it is not clear which kernel is meant. Use "
+            '"full", "trace", "sum", "random:8" (class logits), "random:8:plain" (regression), '
+            '"auto" or a function (N, ...) -> (N, C).'
+        )
 
 
 def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
@@ -134,13 +161,9 @@ def resolve_outputs(outputs: OutputsSpec, example: Tensor) -> Reduction:
         return Reduction(
             name="sum", full=False, directions=ones, rows=1, shape=shape, model_shape=shape
         )
-    match = re.fullmatch(r"random:([1-9]\d*)(:plain)?", str(outputs))
-    if match is None:
-        raise InputError(
-            f"outputs={outputs!r} is not known, so it is not clear which kernel is meant. Use "
-            '"full", "trace", "sum", "random:8" (class logits), "random:8:plain" (regression), '
-            '"auto" or a function (N, ...) -> (N, C).'
-        )
+    check_outputs_named(outputs)
+    match = _RANDOM.fullmatch(outputs)
+    assert match is not None
     k = int(match[1])
     directions = random_directions(k, shape, plain=match[2] is not None)
     return Reduction(

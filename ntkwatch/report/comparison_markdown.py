@@ -7,7 +7,7 @@ from ntkwatch.report.comparison import compare
 from ntkwatch.report.comparison_figures import Run
 from ntkwatch.report.markdown import escape, items, table
 from ntkwatch.report.matching import MATCHED, Clock, Matching
-from ntkwatch.report.words import number
+from ntkwatch.report.words import MISSING, number
 
 __all__ = ["render_comparison_markdown"]
 
@@ -58,7 +58,7 @@ def _matched(names: Sequence[str], matching: Matching) -> list[str]:
         (
             number(level.level),
             name,
-            f"{reached.step:.0f}",
+            MISSING if reached.step is None else f"{reached.step:.0f}",
             *(number(reached.values[key], signed=key == "kernel_scale") for key in shown),
         )
         for level in matching.levels

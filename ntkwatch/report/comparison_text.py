@@ -85,7 +85,8 @@ def _matched(page: Page, names: Sequence[str], size: int, matching: Matching) ->
         for place, (name, reached) in enumerate(zip(names, level.runs, strict=True)):
             loss = number(level.level, digits=2) if place == 0 else ""
             cells = "".join(f"{_cell(reached.values[key]):>10}" for key in shown)
-            page.line(f"  {loss:>6}  {name:<{size}}  {reached.step:>6.0f}{cells}")
+            step = MISSING if reached.step is None else f"{reached.step:.0f}"
+            page.line(f"  {loss:>6}  {name:<{size}}  {step:>6}{cells}")
     page.line()
     page.prose(matching.said)
 

@@ -24,6 +24,7 @@ Clock = Literal["ratio", "loss"]
 MATCHED = tuple(column.key for column in COLUMNS if column.key not in ("step", "epoch", "loss"))
 
 _LEVELS = 5
+_FARTHEST = 2.0  # the loss may fall by this factor between two observations to read between them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +32,14 @@ class Reached:
     """A run at the moment when it first came down to a loss.
 
     Attributes:
-        step: Optimizer steps, between the two observations around that moment.
+        step: Optimizer steps, between the two observations around that moment; None where those
+            are too far apart to say, with all that follows.
         loss: Training loss there, or None where only its share of the start is known.
         values: Per key of ``MATCHED``, interpolated in the logarithm of the loss; None where an
             end of the interval lacks the number.
     """
 
-    step: float
+    step: float | None
     loss: float | None
     values: dict[str, float | None]
 
@@ -132,16 +134,16 @@ def _at(fall: _Fall, level: float) -> Reached:
     low, later = fall[after]
     high, earlier = fall[max(0, after - 1)]
     share = 1.0 if low == high else math.log(high / level) / math.log(high / low)
+    if share < 1 and high / low > _FARTHEST:
+        return Reached(step=None, loss=None, values=dict.fromkeys(MATCHED))
 
     def between(a: float | None, b: float | None) -> float | None:
         if a is None or b is None:
             return b if share == 1 else None
         return a + share * (b - a)
 
-    step = between(earlier.step, later.step)
-    assert step is not None
     return Reached(
-        step=step,
+        step=between(earlier.step, later.step),
         loss=between(earlier.loss, later.loss),
         values={key: between(value_of(earlier, key), value_of(later, key)) for key in MATCHED},
     )
@@ -152,7 +154,12 @@ def _said(runs: Sequence[Run], lowest: Level, by: Clock) -> tuple[str, tuple[int
     where = f"{number(lowest.level)} of its start" if by == "ratio" else number(lowest.level)
     known = [(error, place) for place, error in enumerate(errors) if error is not None]
     if len(known) < len(errors):
-        return f"Not all runs have a linearization error at a loss of {where}.", ()
+        missing = [run[0] for run, error in zip(runs, errors, strict=True) if error is None]
+        return (
+            f"Of {', '.join(missing)} no linearization error is known at a loss of {where}: it was "
+            "not measured near it. NTKMonitor(every_n_train_steps=...) observes more often.",
+            (),
+        )
     known.sort()
     bands: Bands = runs[0][2].bands
     listed = ", ".join(

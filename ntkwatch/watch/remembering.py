@@ -22,7 +22,7 @@ from ntkwatch.watch.readings.look import Seen
 from ntkwatch.watch.readings.measure import Settings
 from ntkwatch.watch.record.history import History
 from ntkwatch.watch.record.records import Observation
-from ntkwatch.watch.training import Training
+from ntkwatch.watch.training import Training, check_optimizers
 
 __all__ = ["Remembering"]
 
@@ -103,15 +103,41 @@ class Remembering:
         """The reference on that probe, or None before it."""
         return self.reference if self._seen is None else self._seen.start
 
-    def refer_to(self, words: str, *, is_start: bool) -> None:
+    def refer_to(self, words: str, *, is_start: bool | None) -> None:
         """Say where the reference will come from; the loss there is not known then.
 
         Args:
             words: For the record.
-            is_start: Whether that is the start of this training.
+            is_start: Whether that is the start of this training; None if step 0 is.
         """
         self._reference_words = {"reference": words, "reference_is_start": is_start}
         self.loss_start = None
+
+    def _words_of_reference(self, step: int) -> dict[str, Any]:
+        words = self._reference_words
+        return (
+            words
+            if words["reference_is_start"] is not None
+            else {**words, "reference_is_start": step == 0}
+        )
+
+    def _checked_step(self, step: Any) -> int:
+        try:
+            number = int(step)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or isinstance(step, bool | str) or number != step:
+            raise InputError(
+                f"step={step!r} is not a whole number, so it is no count of optimizer steps. Give "
+                "how many the optimizer has taken."
+            )
+        if self.reference is not None and number < self.reference.step:
+            raise InputError(
+                f"step {number} lies before step {self.reference.step}, where the reference was "
+                "taken, so nothing has drifted since. Observe in the order of training, with a new "
+                "KernelTracker for a new training."
+            )
+        return number
 
     def keep_anchors_on(self, shelf: Shelf) -> None:
         """Keep anchors after the warm-up there (on disk, say) instead of in memory."""
@@ -128,7 +154,11 @@ class Remembering:
         Args:
             optimizer: That stepped.
             number: Which of several optimizers it is.
+
+        Raises:
+            InputError: If it is no optimizer.
         """
+        check_optimizers([optimizer])
         self._memory.clock.note(optimizer, number)
 
     def note_start_loss(self, loss: float) -> None:

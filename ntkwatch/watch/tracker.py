@@ -8,14 +8,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError
 from ntkwatch.jacobian.batchnorm import moving_batchnorms
-from ntkwatch.jacobian.engine import check_batchnorm, check_choice
 from ntkwatch.jacobian.forward import GIVEN, ForwardFn
 from ntkwatch.jacobian.memory import parse_bytes
 from ntkwatch.jacobian.outputs import OutputsSpec
@@ -28,7 +27,7 @@ from ntkwatch.watch.readings.look import Seen, look
 from ntkwatch.watch.readings.measure import Metrics, WatchEngine
 from ntkwatch.watch.readings.numbers import observation_of
 from ntkwatch.watch.readings.route import station_of
-from ntkwatch.watch.readings.settle import Wanted, check_same_settings, settle
+from ntkwatch.watch.readings.settle import Wanted, check_same_settings, check_settings, settle
 from ntkwatch.watch.readings.validity import course_of
 from ntkwatch.watch.record.records import Observation
 from ntkwatch.watch.remembering import Remembering
@@ -91,7 +90,8 @@ class KernelTracker(Remembering):
             step; further anchors follow, at twice the distance each.
         reference: Where the reference comes from, in words, for the record.
         reference_is_start: Whether that is the start of this training; drift since any later
-            point says nothing about the training as a whole, and gets no verdict.
+            point says nothing about the training as a whole, and gets no verdict. None: if it is
+            taken at step 0.
 
     Attributes:
         history: What was observed so far.
@@ -116,14 +116,22 @@ class KernelTracker(Remembering):
         held_out: ProbeBatch | None = None,
         warmup_steps: float = _WARMUP_STEPS,
         reference: str = "the first observation",
-        reference_is_start: bool = True,
+        reference_is_start: bool | None = None,
     ) -> None:
-        check_choice("engine", engine, ("auto", "structured", "vmap", "loop", "sketch"))
-        exact = "auto" if engine == "sketch" else engine
-        check_batchnorm(batchnorm, exact, ("running", "probe", "reference", "batch"))
-        check_choice("metrics", metrics, get_args(Metrics))
-        if top_k < 1:
-            raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
+        check_settings(
+            forward=forward,
+            outputs=outputs,
+            engine=engine,
+            batchnorm=batchnorm,
+            memory_budget=memory_budget,
+            top_k=top_k,
+            metrics=metrics,
+        )
+        if not isinstance(probe, ProbeBatch):
+            raise InputError(
+                f"probe is a {type(probe).__name__}, and it is not known which part of it are the "
+                "inputs. Give ProbeBatch(inputs, targets), or ProbeBatch(inputs)."
+            )
         if held_out is not None:
             check_held_out(probe, held_out, metrics=metrics)
         minimal = "metrics='minimal' keeps none" if metrics == "minimal" else None
@@ -155,7 +163,7 @@ class KernelTracker(Remembering):
         model: nn.Module,
         step: int,
         *,
-        loss: float | None = None,
+        loss: float | Tensor | None = None,
         epoch: int | None = None,
         logged_step: int | None = None,
         state: Mapping[str, Tensor] | None = None,
@@ -184,10 +192,12 @@ class KernelTracker(Remembering):
         Raises:
             DivergedError: If weights or outputs are NaN or infinite.
             NonFiniteError: If the kernel is.
+            InputError: If the step is no whole number, or lies before the reference.
         """
-        began, step = time.perf_counter(), int(step)
+        began, step = time.perf_counter(), self._checked_step(step)
+        loss = None if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
         lost = (_NO_LOSS,) if loss is not None and not math.isfinite(loss) else ()
-        loss = None if loss is None or not math.isfinite(loss) else float(loss)
+        loss = None if lost else loss
         is_reference = self.reference is None or step == self.reference.step
         if not is_reference:
             self._check_modes(model)
@@ -217,7 +227,8 @@ class KernelTracker(Remembering):
         )
         # Whatever could fail is over: only a whole observation changes what the tracker knows.
         if is_reference:
-            about = run_info(model, seen.now, seen.settings, self.probe, **self._reference_words)
+            words = self._words_of_reference(step)
+            about = run_info(model, seen.now, seen.settings, self.probe, **words)
             if self._fresh_probe is not None:
                 about = replace(about, probe={**about.probe, "resampled": True})
             self.history.start_over(about)

@@ -114,6 +114,23 @@ def loss_named(loss_function: LossFunction) -> Loss | None:
     return None
 
 
+def check_optimizers(found: Sequence[Any]) -> None:
+    """Refuse what is no optimizer.
+
+    Args:
+        found: As given.
+
+    Raises:
+        InputError: If something has no parameter groups.
+    """
+    for one in found:
+        if not hasattr(one, "param_groups"):
+            raise InputError(
+                f"{one!r} is no optimizer (it has no param_groups), so how weights decay is not "
+                "known. Give the torch.optim optimizer that trains the model."
+            )
+
+
 def training_of(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
     *,
@@ -131,10 +148,14 @@ def training_of(
 
     Returns:
         What is known of it: settings that differ between parameter groups are not.
+
+    Raises:
+        InputError: If something has no parameter groups.
     """
     loss = loss_named(loss_function)
     rest: dict[str, Any] = {"loss_function": loss, "batch_size": batch_size, "clipped": clipped}
     found = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or ())
+    check_optimizers(found)
     if not found:
         return Training(**rest)
     names = dict.fromkeys(type(one).__name__ for one in found)

@@ -82,6 +82,21 @@ def test_checkpoints_give_the_numbers_that_the_live_training_would_have_given(tr
     assert _numbers(history) == _numbers(tracker.history)
 
 
+def test_checkpoints_without_a_model_are_not_measured_and_the_run_beside_them_is_named(
+    tmp_path, capsys
+):
+    run = tmp_path / "version_0"
+    train(run / "checkpoints", epochs=3)
+    assert main(["report", str(run / "checkpoints")]) == 1
+    said = capsys.readouterr().err
+    assert f"ntkwatch report {run / 'checkpoints'} --model pkg.mod:Class" in said
+    assert "recorded beside" not in said
+    (run / "ntk").mkdir()
+    (run / "ntk" / "history.jsonl").touch()
+    assert main(["report", str(run / "checkpoints")]) == 1
+    assert f"recorded beside them: ntkwatch report {run}\n" in capsys.readouterr().err
+
+
 def test_every_form_of_report_is_written_for_a_plain_lightning_training(folder, capsys):
     assert main(["report", str(folder), *MODEL, *DATA, "--json"]) == 0
     output = capsys.readouterr()

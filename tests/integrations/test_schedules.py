@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from ntkwatch import NTKMonitor, Verdict, read_history
+from ntkwatch.integrations.dashboard.tensorboard import SCALARS
 
 pl = lightning()
 
@@ -167,6 +168,25 @@ def test_a_tag_can_be_watched_between_observations_too(tmp_path, every, at_ends)
     seen = {o.step: o.relative_displacement for o in watch.history}
     assert read == pytest.approx([seen[step] for step in at_ends])
     assert float(keep.best_model_score) == float(stop.best_score) == pytest.approx(max(read))
+
+
+@pytest.mark.parametrize(
+    "tag", [*(tag for tag in SCALARS if tag != "edge_of_stability"), "strength"]
+)
+def test_every_tag_can_be_monitored_from_the_reference_on(tmp_path, tag):
+    """At the end of the first epoch nothing but the reference was observed."""
+    watch = NTKMonitor(every_n_train_steps=10, probe_size=32, metrics="full", on_error="raise")
+    monitored = f"ntk/{tag}"
+    stop = pl.callbacks.EarlyStopping(
+        monitored, mode="max", patience=99, check_on_train_epoch_end=True
+    )
+    keep = pl.callbacks.ModelCheckpoint(
+        tmp_path / "kept", monitor=monitored, mode="max", save_on_train_epoch_end=True
+    )
+    run = trainer(pl, tmp_path, [watch, stop, keep], max_epochs=3, enable_checkpointing=True)
+    run.fit(module(pl), loader())
+    assert [o.step for o in watch.history] == [0, 10, 18]
+    assert keep.best_model_score is not None
 
 
 CALLED: list[Verdict] = []

@@ -193,9 +193,10 @@ def test_no_way_to_call_a_model_lists_what_was_tried():
     with pytest.raises(ForwardError) as refusal:
         empirical_ntk(Product(), (torch.randn(3, 4), torch.randn(3, 5)))
     words = str(refusal.value)
-    assert "to call Product on the probe (a tuple of shapes (2, 4), (2, 5))" in words
-    for way in ("model(*inputs): RuntimeError", "model(inputs): ", "model.form(*inputs): "):
+    assert "to call Product on the probe (a tuple of shapes (3, 4), (3, 5))" in words
+    for way in ("model(*inputs): RuntimeError", "model(inputs): "):
         assert way in words
+    assert "model.form" not in words, "its part is another function"
     assert "Pass forward=" in words
 
 

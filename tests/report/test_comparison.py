@@ -76,6 +76,21 @@ def test_a_loss_that_rises_again_was_reached_all_the_same():
     assert match([(name, history, verdict), bumpy]).levels[-1].runs[1].step == 100
 
 
+def test_nothing_is_read_between_observations_that_are_far_apart():
+    """The loss falls by e between two looks, and nobody saw how: no line is drawn through it."""
+    seen, missed = _falling("seen", 0.01, 0.3), _falling("missed", 0.01, 0.3, steps=(0, 20, 220))
+    matching = match([seen, missed])
+    first, *rest = [level.runs[1] for level in matching.levels]
+    assert first.step == pytest.approx(20)
+    assert first.values["linearization_error"] == pytest.approx(0.06)
+    assert [reached.step for reached in rest] == [None] * 4
+    assert {value for reached in rest for value in reached.values.values()} == {None}
+    assert matching.order == ()
+    assert "Of missed no linearization error is known" in matching.said
+    for render in (render_comparison_text, render_comparison_markdown, render_comparison_html):
+        assert "more often" in " ".join(render([seen, missed], title="t").split())
+
+
 def test_runs_that_start_at_other_losses_can_be_matched_by_the_loss_itself():
     runs = [_falling("a", 0.01, 0.3, start=2.0), _falling("b", 0.03, 0.3, start=4.0)]
     matching = match(runs, by="loss")

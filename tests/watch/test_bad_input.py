@@ -32,6 +32,60 @@ def _net(outputs: int = C) -> nn.Sequential:
     return nn.Sequential(nn.Linear(D, 6, **f64), nn.Tanh(), nn.Linear(6, outputs, **f64))
 
 
+@pytest.mark.parametrize("step", [0.5, True, "3", "three", None])
+def test_a_step_that_is_no_count_is_refused(step):
+    with pytest.raises(InputError, match="not a whole number"):
+        KernelTracker(ProbeBatch(X)).observe(_net(), step)
+
+
+def test_a_step_before_the_reference_is_refused_and_nothing_is_lost():
+    tracker = KernelTracker(ProbeBatch(X))
+    tracker.observe(_net(), 10)
+    with pytest.raises(InputError, match="step 5 lies before step 10, where the reference"):
+        tracker.observe(_net(), 5)
+    tracker.observe(_net(), 20)
+    assert [seen.step for seen in tracker.history] == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("step", "told", "known"),
+    [(0, None, True), (500, None, False), (500, True, True), (0, False, False)],
+)
+def test_a_reference_after_step_0_is_no_start_unless_that_is_said(step, told, known):
+    tracker = KernelTracker(ProbeBatch(X, labels(N)), reference_is_start=told)
+    start = _net()
+    tracker.observe(start, step, loss=1.0)
+    tracker.observe(moved(start), step + 100, loss=0.1)
+    assert tracker.history.run.reference_is_start is known
+    assert ("reference is not the start" in judge(tracker.history).label) is not known
+
+
+def test_a_probe_that_is_a_bare_tensor_and_no_optimizer_are_refused_by_name():
+    with pytest.raises(InputError, match=r"a Tensor.*Give ProbeBatch\(inputs, targets\)"):
+        KernelTracker(X)
+    with pytest.raises(InputError, match="'a' is no optimizer"):
+        training_of("adam")
+    with pytest.raises(InputError, match="None is no optimizer"):
+        KernelTracker(ProbeBatch(X)).note_step(None)
+
+
+def test_a_loss_may_be_a_tensor_that_still_has_its_graph():
+    loss = _net()(X).square().mean()
+    assert KernelTracker(ProbeBatch(X)).observe(_net(), 0, loss=loss).loss == loss.item()
+
+
+def test_a_second_reading_that_is_missing_is_said_to_be():
+    tracker = KernelTracker(ProbeBatch(X, labels(N)), warmup_steps=5)
+    start = _net()
+    missing = []
+    for step in (0, 100, 200):
+        tracker.observe(
+            start if step == 0 else moved(start, seed=step), step, loss=9.0 / (1 + step)
+        )
+        missing.append("since warm-up: not read" in " ".join(judge(tracker.history).evidence))
+    assert missing == [False, True, False]
+
+
 def _watched(probe: ProbeBatch, start=None, end=None) -> KernelTracker:
     start = _net() if start is None else start
     tracker = KernelTracker(probe, metrics="full", warmup_steps=1)

@@ -142,7 +142,7 @@ def test_a_file_without_its_first_line_gives_no_verdict_on_a_start_that_nobody_k
 def test_a_file_with_nothing_in_it_is_refused(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text("hello\n")
-    with pytest.raises(HistoryError, match="none of them is a record"):
+    with pytest.raises(HistoryError, match=r"no whole record of ntkwatch \(6 bytes\)"):
         read_history(path)
 
 

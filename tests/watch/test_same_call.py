@@ -9,17 +9,30 @@ import torch
 from torch import nn
 from watch.tiny import inputs, labels
 
-from ntkwatch import KernelTracker, ProbeBatch
+from ntkwatch import KernelTracker, ProbeBatch, judge
 from ntkwatch.errors import ForwardError
+
+
+def _net():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+class Wrapped(nn.Module):
+    """Has no forward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = _net()
 
 
 class Doubled(nn.Module):
     """Its one child is another function than itself: a quarter of the kernel."""
 
-    def __init__(self, *, works: bool = True) -> None:
+    works = True
+
+    def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-        self.works = works
+        self.net = _net()
 
     def forward(self, x):
         if not self.works:
@@ -58,13 +71,45 @@ def test_a_forward_that_fails_later_is_a_failure_and_not_another_function():
 
 
 def test_a_forward_that_works_later_does_not_take_the_place_of_the_one_before():
-    model, tracker = Doubled(works=False), KernelTracker(PROBE)
+    model, tracker = Wrapped(), KernelTracker(PROBE)
     first = tracker.observe(model, 0)
     assert tracker.history.run.spec["forward"] == "model.net(inputs)"
-    model.works = True
+    model.forward = lambda x: 2 * model.net(x)
     second = tracker.observe(model, 1)
     assert second.relative_kernel_change == 0
     assert second.trace == first.trace
+
+
+SPOILT = {
+    "raises": lambda self, x: self.nett(x),
+    "batches of one size": lambda self, x: 2 * self.net(x).view(6, 3),
+    "returns nothing": lambda self, x: None,
+    "a dictionary": lambda self, x: {"prediction": self.net(x)},
+    "unpacks a batch": lambda self, batch: next(self.net(x) for x, y in [batch]),
+    "for others to write": lambda self, x: _not_written(),
+}
+
+
+def _not_written():
+    raise NotImplementedError("not yet")
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_part_does_not_take_the_place_of_a_forward_that_fails(how):
+    """Only a module without a forward of its own is what it wraps."""
+    kind = type("Spoilt", (Wrapped,), {"forward": SPOILT[how]})
+    with pytest.raises(ForwardError, match=r"no way was found to call Spoilt.*Pass forward="):
+        KernelTracker(PROBE).observe(kind(), 0)
+
+
+def test_that_a_part_was_measured_is_evidence():
+    model, tracker = Wrapped(), KernelTracker(PROBE)
+    tracker.observe(model, 0)
+    evidence = " ".join(judge(tracker.history).evidence)
+    assert "measured on model.net(inputs), a part" in evidence
+    whole = KernelTracker(PROBE)
+    whole.observe(Doubled(), 0)
+    assert "a part" not in " ".join(judge(whole.history).evidence)
 
 
 def test_a_run_goes_on_as_it_was_called():
@@ -94,7 +139,7 @@ def test_a_run_that_guessed_can_be_told_how():
 
 
 def test_a_part_that_is_gone_is_said_to_be():
-    model, tracker = Doubled(works=False), KernelTracker(PROBE)
+    model, tracker = Wrapped(), KernelTracker(PROBE)
     tracker.observe(model, 0)
     model.again = nn.Sequential(
         model.net

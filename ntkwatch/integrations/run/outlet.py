@@ -24,6 +24,7 @@ __all__ = ["FOLDER", "Outlet", "OutletSettings", "Trying"]
 # Given what is written and where, keeps a failure to write it away from what is written next.
 Trying = Callable[[str, str], AbstractContextManager[None]]
 _STRENGTH, _SHARE = "strength", "overhead_share"  # tags
+_UNMOVED = ("linearization_error", _STRENGTH)  # tags that the reference has no value of
 FOLDER, _PAGES = "the run's folder", "the TensorBoard logger"
 
 
@@ -160,6 +161,9 @@ class Outlet:
             if tracker.history.angles is not None:
                 files.write_angles(tracker.history.angles)
         self._log(scalars, x, what, trying)
+        for tag in _UNMOVED if len(tracker.history) == 1 else ():
+            # Not logged, since it is not measured; whoever monitors it must find something.
+            self._metrics.setdefault(f"{self._settings.name}/{tag}", torch.tensor(0.0))
         with trying(what, _PAGES):
             do_all(self._dashboard.show(tracker, observation, verdict, values, x=x, last=last))
 

@@ -5,23 +5,32 @@ Nothing is measured here.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import InputError, KernelMismatchError, SelectionError
 from ntkwatch.jacobian.batchnorm import moving_batchnorms
+from ntkwatch.jacobian.engine import check_batchnorm, check_choice
 from ntkwatch.jacobian.forward import GIVEN, ForwardFn
 from ntkwatch.jacobian.functional import Params, jacobian_dtype
-from ntkwatch.jacobian.outputs import OutputsSpec
+from ntkwatch.jacobian.memory import parse_bytes
+from ntkwatch.jacobian.outputs import OutputsSpec, check_outputs_named
 from ntkwatch.jacobian.parameters import clean_name, parameters_of, select_parameters
 from ntkwatch.jacobian.spec import BatchNormMode, Kernel, KernelSpec
 from ntkwatch.watch.anchors.anchors import Anchor
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.readings.measure import Metrics, Settings, WatchEngine
 
-__all__ = ["Wanted", "check_same_model", "check_same_settings", "kept_state", "settle"]
+__all__ = [
+    "Wanted",
+    "check_same_model",
+    "check_same_settings",
+    "check_settings",
+    "kept_state",
+    "settle",
+]
 
 # Settings in which two kernels must agree to be compared.
 _COMPARABLE = ("outputs", "output_shape", "batchnorm")
@@ -54,6 +63,47 @@ class Wanted:
     metrics: Metrics
     top_k: int
     helpers: Callable[..., Kernel] | None = None
+
+
+def check_settings(
+    *,
+    forward: object,
+    outputs: object,
+    engine: str,
+    batchnorm: BatchNormMode,
+    memory_budget: str | int,
+    top_k: int,
+    metrics: str,
+    **rest: Any,
+) -> None:
+    """Refuse settings that no model could be observed with.
+
+    Args:
+        forward: How to call the model, or None.
+        outputs: Which outputs enter the kernel.
+        engine: Engine, or "sketch".
+        batchnorm: Statistics of moving BatchNorms.
+        memory_budget: Bytes, or such as "1GiB".
+        top_k: Eigenvalues.
+        metrics: Which numbers.
+        rest: What has to be looked at with a model.
+
+    Raises:
+        InputError: If one of them is not known or out of range.
+    """
+    check_choice("engine", engine, ("auto", "structured", "vmap", "loop", "sketch"))
+    exact: Any = "auto" if engine == "sketch" else engine
+    check_batchnorm(batchnorm, exact, ("running", "probe", "reference", "batch"))
+    check_choice("metrics", metrics, get_args(Metrics))
+    check_outputs_named(outputs)
+    parse_bytes(memory_budget)
+    if top_k < 1:
+        raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
+    if not (forward is None or callable(forward)):
+        raise InputError(
+            f"forward={forward!r} cannot be called, so the model's outputs are not known. Give a "
+            'function (model, inputs) -> tensor (N, ...), or its path, "package.module:name".'
+        )
 
 
 def settle(
@@ -130,8 +180,8 @@ def check_same_model(model: nn.Module, anchor: Anchor) -> None:
     )
     raise SelectionError(
         f"the parameters of {type(model).__name__} are no longer those of the reference: {said}. "
-        "Kernels and weights can then not be compared. Use a new KernelTracker for a model of "
-        "another form."
+        "Kernels and weights can then not be compared. Watch a model of another form as a run of "
+        "its own: not resumed from the earlier one's checkpoint, or by a new KernelTracker."
     )
 
 

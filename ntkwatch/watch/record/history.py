@@ -242,8 +242,9 @@ def read_history(run: str | Path) -> History:
             problems.append(_unreadable(path, number, last=number == len(lines)))
     if info is None and not observations:
         raise HistoryError(
-            f"{path} has {len(lines)} lines and none of them is a record of ntkwatch, so there is "
-            "nothing to report. Is this the history.jsonl that NTKMonitor wrote?"
+            f"{path} holds no whole record of ntkwatch ({path.stat().st_size} bytes), so there is "
+            "nothing to report. Is this the history.jsonl that NTKMonitor wrote, or was the run "
+            "killed before its first observation?"
         )
     if info is None:
         # Without it nobody knows what the reference was, so no verdict may rest on it.

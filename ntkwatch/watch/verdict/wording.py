@@ -81,6 +81,12 @@ def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
             loss += f" ({number(last.loss_ratio)} of the start)"
     epoch = "" if last.epoch is None else f", epoch {last.epoch}"
     lines = [f"step {last.step}{epoch}, {loss}"]
+    called = history.run.spec.get("forward", "")
+    if called.startswith("model."):
+        lines.append(
+            f"measured on {called}, a part: the module has no forward of its own; what training "
+            "does besides is not seen, and forward= names another function"
+        )
     outputs = history.run.spec.get("outputs", "?")
     lines.append(
         f"probe N = {last.probe_size}, {last.output_count} outputs ({outputs}), "
@@ -90,6 +96,8 @@ def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
     if last.since_warmup is not None:
         since = f"since step {last.since_warmup.anchor_step} (warm-up)"
         lines += _reading_lines(since, last.since_warmup)
+    elif len(history) > 1:
+        lines.append("since warm-up: not read (no observation between its end and this one)")
     lines += held_out_lines(last)
     floor = last.noise_floor
     if floor:
