@@ -153,7 +153,9 @@ def _check_usage(ctx: click.Context, places: tuple[Path, ...]) -> None:
     ]
     if given:
         raise click.UsageError(f"{given[0]} is about checkpoints, which need --model too.")
-    if len(places) != 1:
+    if not places:
+        raise click.UsageError("name the folder of a run, such as lightning_logs/version_0.")
+    if len(places) > 1:
         raise click.UsageError(
             f"a report is about one run, and {len(places)} were named. "
             "To see several side by side: ntkwatch compare."

@@ -178,9 +178,13 @@ def check_data_named(data: str | None, probe_file: str | None) -> None:
     Raises:
         click.UsageError: If it is so.
     """
-    if (data is None) == (probe_file is None):
+    if data is None and probe_file is None:
         raise click.UsageError(
-            "a kernel is computed on data: give --data pkg.mod:Name, or --probe FILE, and not both."
+            "a kernel is computed on data: give --data pkg.mod:Name, or --probe FILE."
+        )
+    if data is not None and probe_file is not None:
+        raise click.UsageError(
+            "a kernel is computed on one probe: give --data, or --probe FILE, and not both."
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import InputError, OutputError
+from ntkwatch.errors import ForwardError, InputError, OutputError
 from ntkwatch.jacobian.acquaintance import acquainted, kind_of_use
 from ntkwatch.jacobian.batchnorm import batch_statistics, on_probe, outputs_on, statistics_in
 from ntkwatch.jacobian.compute import Ingredients, compute
@@ -210,6 +210,19 @@ class Problem:
             )
 
 
+def _guessed(
+    model: nn.Module, inputs: Inputs, dtype: torch.dtype, called: str | None
+) -> tuple[ForwardFn, str]:
+    """How to call the model: found out on a few samples, or on all where it takes only so many."""
+    few = take(inputs, slice(0, 3))  # two would unpack as the x and y of a whole batch
+    try:
+        return guess_forward(model, few, attempt_on_copies(model, few, dtype), only=called)
+    except ForwardError:
+        if count_samples(inputs) <= count_samples(few):
+            raise
+        return guess_forward(model, inputs, attempt_on_copies(model, inputs, dtype), only=called)
+
+
 def prepare(
     model: nn.Module,
     inputs: Inputs,
@@ -258,9 +271,7 @@ def prepare(
     words = GIVEN
     if forward is None:
         if known.guess is None or called not in (None, known.guess[1]):
-            few = take(inputs, slice(0, 3))  # two would unpack as the x and y of a whole batch
-            attempt = attempt_on_copies(model, few, dtype)
-            known.guess = guess_forward(model, few, attempt, only=called)
+            known.guess = _guessed(model, inputs, dtype, called)
         forward, words = known.guess
     written: list[str] = []
 

@@ -82,7 +82,7 @@ def test_a_forward_that_works_later_does_not_take_the_place_of_the_one_before():
 
 SPOILT = {
     "raises": lambda self, x: self.nett(x),
-    "batches of one size": lambda self, x: 2 * self.net(x).view(6, 3),
+    "batches of another size": lambda self, x: 2 * self.net(x).view(7, 3),
     "returns nothing": lambda self, x: None,
     "a dictionary": lambda self, x: {"prediction": self.net(x)},
     "unpacks a batch": lambda self, batch: next(self.net(x) for x, y in [batch]),
@@ -100,6 +100,20 @@ def test_a_part_does_not_take_the_place_of_a_forward_that_fails(how):
     kind = type("Spoilt", (Wrapped,), {"forward": SPOILT[how]})
     with pytest.raises(ForwardError, match=r"no way was found to call Spoilt.*Pass forward="):
         KernelTracker(PROBE).observe(kind(), 0)
+
+
+def test_a_model_that_takes_batches_of_one_size_is_measured_on_that():
+    fixed = type("Fixed", (Wrapped,), {"forward": lambda self, x: 2 * self.net(x).view(6, 3)})()
+    plain = Doubled()
+    plain.load_state_dict(fixed.state_dict())
+    errors = []
+    for model in (fixed, plain):
+        tracker = KernelTracker(PROBE)
+        tracker.observe(model, 0)
+        _nudge(model)
+        errors.append(tracker.observe(model, 1).linearization_error)
+        assert tracker.history.run.spec["forward"] == "model(inputs)"
+    assert errors[0] == pytest.approx(errors[1], rel=1e-9)
 
 
 def test_that_a_part_was_measured_is_evidence():

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from ntkwatch.report.words import counted
 from ntkwatch.watch.record.cost import Cost
 from ntkwatch.watch.verdict.verdict import Verdict
 
@@ -25,13 +26,14 @@ def closing_words(verdict: Verdict, cost: Cost, folder: Path | None) -> str:
     if cost.promised is not None and cost.share > cost.promised:
         over = (
             f": more than max_overhead={cost.promised:g}, since the run was too short to pay for "
-            "its reference, its last observation and the report; every_n_train_steps= observes "
-            "more often, whatever it costs"
+            "its reference, its last observation and the report (a fixed interval of steps is "
+            "observed whatever it costs)"
         )
     where = "Nothing is kept of a trial run."
     if folder is not None:
         where = f"See {folder / 'report.html'} or run: ntkwatch report {shlex.quote(str(folder))}"
+    seen = counted(cost.observations, "observation")
     return (
-        f"ntkwatch: {verdict.label} (step {verdict.step}, {cost.observations} observations{brief}, "
+        f"ntkwatch: {verdict.label} (step {verdict.step}, {seen}{brief}, "
         f"{cost.seconds:.1f} s or {cost.share:.1%} of the time{over}). {where}"
     )
