@@ -115,11 +115,10 @@ class Remembering:
 
     def _words_of_reference(self, step: int) -> dict[str, Any]:
         words = self._reference_words
-        return (
-            words
-            if words["reference_is_start"] is not None
-            else {**words, "reference_is_start": step == 0}
-        )
+        if words["reference_is_start"] is not None:
+            return words
+        where = words["reference"] if step == 0 else f"{words['reference']}, at step {step}"
+        return {"reference": where, "reference_is_start": step == 0}
 
     def _checked_step(self, step: Any) -> int:
         try:

@@ -57,7 +57,11 @@ def test_a_reference_after_step_0_is_no_start_unless_that_is_said(step, told, kn
     tracker.observe(start, step, loss=1.0)
     tracker.observe(moved(start), step + 100, loss=0.1)
     assert tracker.history.run.reference_is_start is known
-    assert ("reference is not the start" in judge(tracker.history).label) is not known
+    verdict = judge(tracker.history)
+    assert ("reference is not the start" in verdict.label) is not known
+    if step and not known:
+        assert "the reference is the first observation, at step 500" in verdict.reason.lower()
+        assert "before the first update, at step 0" in verdict.next_step
 
 
 def test_a_probe_that_is_a_bare_tensor_and_no_optimizer_are_refused_by_name():

@@ -43,7 +43,8 @@ _AFTER_GUARD = {
     "last observation failed": "See the gap's reason; the observations before it are kept.",
     "reference is not the start": "Resume from a checkpoint that holds the monitor's state (where "
     "checkpoints are measured: keep one of step 0, or add --first-is-start if the earliest is the "
-    "start), or read the numbers as drift since that point.",
+    "start; where you call observe yourself: do so before the first update, at step 0, or say "
+    "reference_is_start=True), or read the numbers as drift since that point.",
     "probe too small": "Use probe_size=64 or more.",
     "too early": "Train on, and judge again when the loss has fallen.",
     "outputs did not move": "Check that the watched parameters receive gradients.",
