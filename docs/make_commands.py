@@ -40,7 +40,8 @@ FORMS = {
             "title": "heading",
             "runs": "`name`, `verdict`, `last` observation, number of `observations`, `problems`",
             "matching": "`clock`, `levels` (each a `level` and, per run, `step`, `loss` and "
-            "`values` there), `order` (positions from the laziest on), `said`, `why_not`",
+            "`values` there; null where the loss more than halved between the observations "
+            "around), `order` (positions from the laziest on), `said`, `why_not`",
             "caution": "what to know before comparing",
         },
     ),

@@ -1,5 +1,6 @@
 """The history behind a report: as it was recorded, or measured on checkpoints. Nothing is drawn."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,12 +60,14 @@ def recorded(place: Path) -> History:
             found = []
         if not found or (found == [place] and place.suffix not in _SUFFIXES):
             raise
-        beside = sorted(file.parent.parent for file in place.parent.glob("*/history.jsonl"))
-        watched = f" What was recorded beside them: ntkwatch report {beside[0]}" if beside else ""
+        folder = place.parent.parent if place.is_file() else place.parent
+        beside = any(folder.glob("*/history.jsonl"))
+        said = f"{place} holds {counted(len(found), 'checkpoint')} and no history. "
+        if beside:
+            said += f"What was recorded beside them: ntkwatch report {shlex.quote(str(folder))} . "
         raise HistoryError(
-            f"{place} holds {counted(len(found), 'checkpoint')} and no history. To measure the "
-            "checkpoints name what was trained, and on what: "
-            f"ntkwatch report {place} --model pkg.mod:Class --data pkg.mod:DataModule.{watched}"
+            f"{said}To measure the checkpoints name what was trained, and on what: ntkwatch report "
+            f"{shlex.quote(str(place))} --model pkg.mod:Class --data pkg.mod:DataModule"
         ) from error
 
 

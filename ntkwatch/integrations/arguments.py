@@ -1,11 +1,11 @@
 """What users give to the monitor, in Python or in a configuration file: checked and resolved."""
 
 import importlib
-from numbers import Integral, Real
 from typing import Any
 
 from ntkwatch.errors import InputError
 from ntkwatch.jacobian.engine import check_choice
+from ntkwatch.watch.counts import number_in, whole_in
 from ntkwatch.watch.readings.held_out import check_held_out_metrics
 from ntkwatch.watch.readings.settle import check_settings
 
@@ -156,11 +156,10 @@ def check_range(
     Raises:
         InputError: If it is no number, or out of range.
     """
-    kind = Integral if whole else Real
-    if isinstance(value, bool) or not isinstance(value, kind):
+    number = whole_in(value) if whole else number_in(value)
+    if number is None:
         wanted = "whole number" if whole else "number"
         raise InputError(f"{name}={value!r} is no {wanted}, so it means nothing here. Give one.")
-    number = float(value)
     if number < low or (high is not None and not low < number <= high):
         bounds = f"at least {low}" if high is None else f"above {low} and at most {high}"
         raise InputError(f"{name}={value} is out of range: it must be {bounds}.")

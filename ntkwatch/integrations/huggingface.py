@@ -138,8 +138,9 @@ class NTKTrainerCallback(TrainerCallback):
         )
         if every_n_steps is not None:
             check_range("every_n_steps", every_n_steps, 1, whole=True)
+            every_n_steps = int(every_n_steps)
         self.every_n_steps, self.max_overhead = every_n_steps, max_overhead
-        self.probe, self.probe_size, self.resample_probe = probe, probe_size, resample_probe
+        self.probe, self.probe_size, self.resample_probe = probe, int(probe_size), resample_probe
         self.on_error, self.on_verdict = on_error, resolved(on_verdict)
         self.dirpath, self.name = dirpath, name
         self._outlet_settings = OutletSettings(

@@ -153,11 +153,12 @@ class NTKMonitor(CallbackBase):
         )
         if every_n_train_steps is not None:
             check_range("every_n_train_steps", every_n_train_steps, 1, whole=True)
+            every_n_train_steps = int(every_n_train_steps)
         self.every_n_train_steps = every_n_train_steps
         if held_out is not None:
             check_held_out_named(held_out, metrics)
         self.held_out = held_out
-        self.probe, self.probe_size, self.resample_probe = probe, probe_size, resample_probe
+        self.probe, self.probe_size, self.resample_probe = probe, int(probe_size), resample_probe
         self.max_overhead, self.on_error, self.dirpath = max_overhead, on_error, dirpath
         self.on_verdict = resolved(on_verdict)
         self.loss_function = resolved(loss_function)

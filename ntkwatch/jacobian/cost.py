@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkwatch.errors import CoverageError, ForwardError
-from ntkwatch.jacobian.first_call import attempt_on_copies
-from ntkwatch.jacobian.forward import ForwardFn, first_line, guess_forward
+from ntkwatch.jacobian.first_call import guessed_on
+from ntkwatch.jacobian.forward import ForwardFn, first_line
 from ntkwatch.jacobian.functional import ModelFunction, jacobian_dtype
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
 from ntkwatch.jacobian.memory import parse_bytes
@@ -71,8 +71,7 @@ def plan(
     with undisturbed(model), torch.no_grad():
         inputs = cast_inputs(inputs, device=device, dtype=kind)
         if forward is None:
-            few = take(inputs, slice(0, 3))
-            forward, _ = guess_forward(model, few, attempt_on_copies(model, few, kind))
+            forward, _ = guessed_on(model, inputs, kind)
         function = function_of(model, forward, dtype=kind)
         reduction = resolve_outputs(outputs, _outputs(function, inputs))
         try:

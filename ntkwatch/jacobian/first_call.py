@@ -10,15 +10,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import CoverageError, ModelChangedError
-from ntkwatch.jacobian.forward import ForwardFn
+from ntkwatch.errors import CoverageError, ForwardError, ModelChangedError
+from ntkwatch.jacobian.forward import ForwardFn, guess_forward
 from ntkwatch.jacobian.functional import ModelFunction, Params
-from ntkwatch.jacobian.inputs import Inputs
+from ntkwatch.jacobian.inputs import Inputs, count_samples, take
+from ntkwatch.jacobian.memory import is_out_of_memory
 from ntkwatch.jacobian.parameters import parameters_of
 from ntkwatch.jacobian.sharded import function_of
 from ntkwatch.jacobian.write_guard import WriteGuard, WritesToParameter
 
-__all__ = ["attempt_on_copies", "first_call", "guarded"]
+__all__ = ["attempt_on_copies", "first_call", "guarded", "guessed_on"]
+
+_FEW = 7  # samples: no batch is a tuple of so many things, as which the samples would unpack
+
+
+def guessed_on(
+    model: nn.Module, inputs: Inputs, dtype: torch.dtype, *, only: str | None = None
+) -> tuple[ForwardFn, str]:
+    """Return how to call a model: found out on a few samples, or on all if it takes only so many.
+
+    Args:
+        model: The model.
+        inputs: The probe.
+        dtype: Of the Jacobian.
+        only: As in ``guess_forward``.
+
+    Returns:
+        A forward function and how it calls the model, in words.
+
+    Raises:
+        ForwardError: If no way works.
+    """
+    few = take(inputs, slice(0, _FEW))
+    try:
+        return guess_forward(model, few, attempt_on_copies(model, few, dtype), only=only)
+    except ForwardError as failed:
+        if count_samples(inputs) <= _FEW:
+            raise
+        try:
+            attempt = attempt_on_copies(model, inputs, dtype)
+            return guess_forward(model, inputs, attempt, only=only)
+        except Exception as error:
+            if is_out_of_memory(error):  # which is not what is wrong with it
+                raise failed from None
+            raise
 
 
 def attempt_on_copies(

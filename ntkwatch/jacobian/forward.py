@@ -136,7 +136,7 @@ def guess_forward(
         except Exception as error:
             if is_out_of_memory(error):
                 raise  # there may be another day for this way
-            has_none = has_none or _says_there_is_none(error)
+            has_none = has_none or _says_there_is_none(error, model)
             tried.append(f"{words}: {type(error).__name__}: {first_line(error)}")
         else:
             return call, words
@@ -173,9 +173,10 @@ def _call_with_all(model: nn.Module, inputs: Inputs) -> Any:
     return model(inputs)
 
 
-def _says_there_is_none(error: Exception) -> bool:
+def _says_there_is_none(error: Exception, model: nn.Module) -> bool:
     """Whether a module has no forward of its own; Lightning's passes the question on to torch's."""
-    return isinstance(error, NotImplementedError) and 'required "forward"' in str(error)
+    said = f'Module [{type(model).__name__}] is missing the required "forward"'
+    return isinstance(error, NotImplementedError) and said in str(error)
 
 
 def _only_child(model: nn.Module) -> str | None:

@@ -11,18 +11,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ntkwatch.errors import ForwardError, InputError, OutputError
+from ntkwatch.errors import InputError, OutputError
 from ntkwatch.jacobian.acquaintance import acquainted, kind_of_use
 from ntkwatch.jacobian.batchnorm import batch_statistics, on_probe, outputs_on, statistics_in
 from ntkwatch.jacobian.compute import Ingredients, compute
 from ntkwatch.jacobian.coupling import check_repeatable, check_samples_independent
-from ntkwatch.jacobian.first_call import attempt_on_copies, first_call
+from ntkwatch.jacobian.first_call import first_call, guessed_on
 from ntkwatch.jacobian.forward import (
     GIVEN,
     ForwardFn,
     check_outputs,
     check_outputs_finite,
-    guess_forward,
 )
 from ntkwatch.jacobian.functional import ModelFunction, Params, real_size
 from ntkwatch.jacobian.inputs import Inputs, cast_inputs, count_samples, take
@@ -210,19 +209,6 @@ class Problem:
             )
 
 
-def _guessed(
-    model: nn.Module, inputs: Inputs, dtype: torch.dtype, called: str | None
-) -> tuple[ForwardFn, str]:
-    """How to call the model: found out on a few samples, or on all where it takes only so many."""
-    few = take(inputs, slice(0, 3))  # two would unpack as the x and y of a whole batch
-    try:
-        return guess_forward(model, few, attempt_on_copies(model, few, dtype), only=called)
-    except ForwardError:
-        if count_samples(inputs) <= count_samples(few):
-            raise
-        return guess_forward(model, inputs, attempt_on_copies(model, inputs, dtype), only=called)
-
-
 def prepare(
     model: nn.Module,
     inputs: Inputs,
@@ -271,7 +257,7 @@ def prepare(
     words = GIVEN
     if forward is None:
         if known.guess is None or called not in (None, known.guess[1]):
-            known.guess = _guessed(model, inputs, dtype, called)
+            known.guess = guessed_on(model, inputs, dtype, only=called)
         forward, words = known.guess
     written: list[str] = []
 

@@ -154,12 +154,11 @@ def _said(runs: Sequence[Run], lowest: Level, by: Clock) -> tuple[str, tuple[int
     where = f"{number(lowest.level)} of its start" if by == "ratio" else number(lowest.level)
     known = [(error, place) for place, error in enumerate(errors) if error is not None]
     if len(known) < len(errors):
-        missing = [run[0] for run, error in zip(runs, errors, strict=True) if error is None]
-        return (
-            f"Of {', '.join(missing)} no linearization error is known at a loss of {where}: it was "
-            "not measured near it. NTKMonitor(every_n_train_steps=...) observes more often.",
-            (),
-        )
+        missing = [place for place, error in enumerate(errors) if error is None]
+        names = ", ".join(runs[place][0] for place in missing)
+        seldom = any(lowest.runs[place].step is None for place in missing)
+        why = ": its loss more than halved between two observations" if seldom else ""
+        return f"Of {names} no linearization error is known at a loss of {where}{why}.", ()
     known.sort()
     bands: Bands = runs[0][2].bands
     listed = ", ".join(

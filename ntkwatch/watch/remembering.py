@@ -15,6 +15,7 @@ from ntkwatch.errors import InputError
 from ntkwatch.jacobian.spec import Kernel
 from ntkwatch.watch.anchors.anchors import Anchor
 from ntkwatch.watch.anchors.later_anchors import Shelf
+from ntkwatch.watch.counts import whole_in
 from ntkwatch.watch.memory import Memory
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.readings.decay import DecayClock
@@ -121,11 +122,8 @@ class Remembering:
         return {"reference": where, "reference_is_start": step == 0}
 
     def _checked_step(self, step: Any) -> int:
-        try:
-            number = int(step)
-        except (TypeError, ValueError):
-            number = None
-        if number is None or isinstance(step, bool | str) or number != step:
+        number = whole_in(step)
+        if number is None or number < 0:
             raise InputError(
                 f"step={step!r} is not a whole number, so it is no count of optimizer steps. Give "
                 "how many the optimizer has taken."

@@ -126,6 +126,7 @@ class KernelTracker(Remembering):
             memory_budget=memory_budget,
             top_k=top_k,
             metrics=metrics,
+            params=params,
         )
         if not isinstance(probe, ProbeBatch):
             raise InputError(
@@ -151,7 +152,7 @@ class KernelTracker(Remembering):
             budget=parse_bytes(memory_budget),
             dtype=dtype,
             metrics=metrics,
-            top_k=top_k,
+            top_k=int(top_k),
             helpers=helpers,
         )
         self.refer_to(reference, is_start=reference_is_start)

@@ -152,6 +152,16 @@ def test_every_curve_ends_in_no_number_where_training_diverged(tmp_path):
         assert [row["step"] for row in rows if row[tag] == "nan"] == ["10", "13"]
 
 
+def test_what_monitors_a_tag_is_told_of_a_divergence_before_any_second_observation(tmp_path):
+    """The reference has no linearization error, and NaN is not the best that was ever seen."""
+    stop = pl.callbacks.EarlyStopping("ntk/linearization_error", mode="min", patience=99)
+    watch = NTKMonitor(every_n_train_steps=100, probe_size=32)
+    with _is_said("diverged"):
+        run = trainer(pl, tmp_path, [Ruins(math.nan, at=3), watch, stop], max_epochs=4)
+        run.fit(module(pl, nn.Linear(5, 3)), loader())
+    assert math.isnan(run.callback_metrics["ntk/linearization_error"])
+
+
 def test_what_monitors_our_tags_is_told_of_a_divergence(tmp_path):
     tag = "ntk/relative_displacement"
     stop = pl.callbacks.EarlyStopping(tag, mode="max", patience=9)

@@ -3,6 +3,7 @@
 import pickle
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -194,12 +195,26 @@ def test_functions_may_be_named_by_their_path(tmp_path, in_folder, path):
         ({"memory_budget": "lots"}, "memory_budget='lots'"),
         ({"memory_budget": -1}, "memory_budget=-1"),
         ({"top_k": 0}, "top_k=0 asks for no eigenvalue"),
+        ({"top_k": 2.5}, "top_k=2.5 asks"),
+        ({"top_k": "8"}, "top_k='8' asks"),
+        ({"params": 3}, "params=3 names no parameters"),
         ({"forward": 3}, "forward=3 cannot be called"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(setting, said):
     with pytest.raises(InputError, match=said):
         NTKMonitor(**setting)
+
+
+def test_numbers_may_be_of_any_type():
+    watch = NTKMonitor(
+        every_n_train_steps=10.0,
+        probe_size=torch.tensor(32),
+        max_overhead=torch.tensor(0.5),
+        top_k=np.int64(4),
+    )
+    assert (watch.every_n_train_steps, watch.probe_size) == (10, 32)
+    assert type(watch.every_n_train_steps) is type(watch.probe_size) is int
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,23 @@ def test_a_checkpoint_of_a_watched_run_serves_an_unwatched_one(stopped, tmp_path
     assert differing(ended["state"], remains["state"]) == []
 
 
+@pytest.mark.parametrize("tag", ["linearization_error", "relative_displacement", "strength"])
+def test_a_resumed_run_has_tags_to_monitor_before_it_observes_anything(tmp_path, tag):
+    pl = lightning()
+    first = NTKMonitor(every_n_train_steps=4, probe_size=32)
+    _fit(pl, tmp_path, first, every=6, max_epochs=1)
+    stop = pl.callbacks.EarlyStopping(
+        f"ntk/{tag}", mode="max", patience=99, check_on_train_epoch_end=True
+    )
+    again = NTKMonitor(every_n_train_steps=100, probe_size=32, on_error="raise")
+    (last,) = (tmp_path / "checkpoints").glob("*step=6.ckpt")
+    _fit(pl, tmp_path, again, every=6, further=[stop], checkpoint=last, max_epochs=2)
+    value = float(stop.best_score)
+    seen = [o for o in again.history if o.step <= 6][-1]
+    if tag != "strength":
+        assert value == pytest.approx(getattr(seen, tag))
+
+
 @needs("pytorch_lightning", "2.6")  # 2.5 then leaves out as many batches as the finder took
 def test_a_learning_rate_finder_before_training_is_no_resume(tmp_path):
     """It saves and restores a checkpoint at step 0, with our state in it."""

@@ -17,6 +17,7 @@ from ntkwatch.report.comparison_text import render_comparison_text
 from ntkwatch.report.html import render_comparison_html
 from ntkwatch.report.matching import match
 from ntkwatch.report.unlike import check_comparable, differences
+from ntkwatch.report.words import MISSING
 from ntkwatch.watch.record.history import History
 from ntkwatch.watch.verdict.verdict import judge
 
@@ -88,7 +89,15 @@ def test_nothing_is_read_between_observations_that_are_far_apart():
     assert matching.order == ()
     assert "Of missed no linearization error is known" in matching.said
     for render in (render_comparison_text, render_comparison_markdown, render_comparison_html):
-        assert "more often" in " ".join(render([seen, missed], title="t").split())
+        page = " ".join(render([seen, missed], title="t").split())
+        assert "more than halved between two observations" in page
+    page = json.loads(render_comparison_json([seen, missed], title="t"))
+    assert page["matching"]["levels"][-1]["runs"][1]["step"] is None
+    text = render_comparison_text([seen, missed], title="t").split("At equal loss")[1]
+    rows = [line.split() for line in text.splitlines() if line.split()[:1] == ["missed"]]
+    assert [row[1] == MISSING for row in rows[:5]] == [False, True, True, True, True]
+    unknown = _run("unknown", [replace(o, linearization_error=None) for o in seen[1]])
+    assert "more than halved" not in match([seen, unknown]).said
 
 
 def test_runs_that_start_at_other_losses_can_be_matched_by_the_loss_itself():

@@ -8,6 +8,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -32,10 +33,16 @@ def _net(outputs: int = C) -> nn.Sequential:
     return nn.Sequential(nn.Linear(D, 6, **f64), nn.Tanh(), nn.Linear(6, outputs, **f64))
 
 
-@pytest.mark.parametrize("step", [0.5, True, "3", "three", None])
+@pytest.mark.parametrize("step", [0.5, True, "3", "three", None, -1, math.inf, math.nan])
 def test_a_step_that_is_no_count_is_refused(step):
     with pytest.raises(InputError, match="not a whole number"):
         KernelTracker(ProbeBatch(X)).observe(_net(), step)
+
+
+@pytest.mark.parametrize("step", [3, 3.0, np.int64(3), torch.tensor(3), torch.tensor(3.0)])
+def test_a_step_may_be_a_whole_number_of_any_type(step):
+    seen = KernelTracker(ProbeBatch(X)).observe(_net(), step)
+    assert (seen.step, type(seen.step)) == (3, int)
 
 
 def test_a_step_before_the_reference_is_refused_and_nothing_is_lost():
@@ -86,7 +93,9 @@ def test_a_second_reading_that_is_missing_is_said_to_be():
         tracker.observe(
             start if step == 0 else moved(start, seed=step), step, loss=9.0 / (1 + step)
         )
-        missing.append("since warm-up: not read" in " ".join(judge(tracker.history).evidence))
+        missing.append(
+            "since warm-up: no second reading" in " ".join(judge(tracker.history).evidence)
+        )
     assert missing == [False, True, False]
 
 

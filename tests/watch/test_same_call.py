@@ -40,7 +40,7 @@ class Doubled(nn.Module):
         return 2 * self.net(x)
 
 
-PROBE = ProbeBatch(inputs(6, 4), labels(6))
+PROBE = ProbeBatch(inputs(9, 4), labels(9))
 
 
 def _nudge(model):
@@ -82,10 +82,12 @@ def test_a_forward_that_works_later_does_not_take_the_place_of_the_one_before():
 
 SPOILT = {
     "raises": lambda self, x: self.nett(x),
-    "batches of another size": lambda self, x: 2 * self.net(x).view(7, 3),
+    "batches of another size": lambda self, x: 2 * self.net(x).view(8, 3),
     "returns nothing": lambda self, x: None,
     "a dictionary": lambda self, x: {"prediction": self.net(x)},
     "unpacks a batch": lambda self, batch: next(self.net(x) for x, y in [batch]),
+    "unpacks a batch of three": lambda self, batch: next(self.net(x) for x, y, z in [batch]),
+    "calls what has no forward": lambda self, x: self.net(x) + nn.ModuleDict()(x),
     "for others to write": lambda self, x: _not_written(),
 }
 
@@ -103,7 +105,7 @@ def test_a_part_does_not_take_the_place_of_a_forward_that_fails(how):
 
 
 def test_a_model_that_takes_batches_of_one_size_is_measured_on_that():
-    fixed = type("Fixed", (Wrapped,), {"forward": lambda self, x: 2 * self.net(x).view(6, 3)})()
+    fixed = type("Fixed", (Wrapped,), {"forward": lambda self, x: 2 * self.net(x).view(9, 3)})()
     plain = Doubled()
     plain.load_state_dict(fixed.state_dict())
     errors = []

@@ -26,8 +26,7 @@ def closing_words(verdict: Verdict, cost: Cost, folder: Path | None) -> str:
     if cost.promised is not None and cost.share > cost.promised:
         over = (
             f": more than max_overhead={cost.promised:g}, since the run was too short to pay for "
-            "its reference, its last observation and the report (a fixed interval of steps is "
-            "observed whatever it costs)"
+            "its reference, its last observation and the report"
         )
     where = "Nothing is kept of a trial run."
     if folder is not None:

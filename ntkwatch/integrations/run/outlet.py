@@ -13,11 +13,12 @@ from ntkwatch.integrations.dashboard.board import Dashboard
 from ntkwatch.integrations.dashboard.tensorboard import scalars_of
 from ntkwatch.report.html import render_html
 from ntkwatch.report.kept_kernels import read_kernel_pair
+from ntkwatch.watch.record.history import History
 from ntkwatch.watch.record.plain import to_plain
 from ntkwatch.watch.record.records import Gap, Observation
 from ntkwatch.watch.store import RunFiles
 from ntkwatch.watch.tracker import KernelTracker
-from ntkwatch.watch.verdict.verdict import Verdict
+from ntkwatch.watch.verdict.verdict import Verdict, judge
 
 __all__ = ["FOLDER", "Outlet", "OutletSettings", "Trying"]
 
@@ -161,9 +162,7 @@ class Outlet:
             if tracker.history.angles is not None:
                 files.write_angles(tracker.history.angles)
         self._log(scalars, x, what, trying)
-        for tag in _UNMOVED if len(tracker.history) == 1 else ():
-            # Not logged, since it is not measured; whoever monitors it must find something.
-            self._metrics.setdefault(f"{self._settings.name}/{tag}", torch.tensor(0.0))
+        self._let_be_found({})
         with trying(what, _PAGES):
             do_all(self._dashboard.show(tracker, observation, verdict, values, x=x, last=last))
 
@@ -173,6 +172,16 @@ class Outlet:
                 logger.log_metrics(dict(scalars), step=x)
         # So that EarlyStopping and ModelCheckpoint can monitor our tags.
         self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+
+    def recall(self, history: History) -> None:
+        """Let other callbacks find what an earlier part of this run saw last."""
+        if len(history):
+            self._let_be_found(scalars_of(history[-1], judge(history)))
+
+    def _let_be_found(self, values: Mapping[str, float]) -> None:
+        """Give those who monitor a tag something where it has no value yet; nothing is logged."""
+        for tag, value in {**dict.fromkeys(_UNMOVED, 0.0), **values}.items():
+            self._metrics.setdefault(f"{self._settings.name}/{tag}", torch.tensor(value))
 
     def diverged(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
         """Write that there is nothing left to observe: NaN where the last numbers would stay.
@@ -188,6 +197,8 @@ class Outlet:
         gone = sorted(self._tags - {_SHARE})
         scalars = {f"{self._settings.name}/{tag}": math.nan for tag in gone}
         self._log(scalars, x, "that the model diverged", trying)
+        for tag in _UNMOVED:  # which may not be among what was logged so far
+            self._metrics[f"{self._settings.name}/{tag}"] = torch.tensor(math.nan)
         with trying("the verdict", _PAGES):
             self._dashboard.tell(verdict, x)
 

@@ -192,6 +192,7 @@ class WatchedRun(Harmless):
             self._outlet.wait_for(earlier.bring)
             with self._mishaps.unwritten("what an earlier part of this run saw", FOLDER):
                 raise earlier.unwritten
+        self._outlet.recall(earlier.history)
         self._outlet.lay_out(self._mishaps.unwritten)
 
     def take_reference(self, model: nn.Module, batch: Any, *, step: int, **place: Any) -> None:

@@ -20,6 +20,7 @@ from ntkwatch.jacobian.outputs import OutputsSpec, check_outputs_named
 from ntkwatch.jacobian.parameters import clean_name, parameters_of, select_parameters
 from ntkwatch.jacobian.spec import BatchNormMode, Kernel, KernelSpec
 from ntkwatch.watch.anchors.anchors import Anchor
+from ntkwatch.watch.counts import whole_in
 from ntkwatch.watch.probe import ProbeBatch
 from ntkwatch.watch.readings.measure import Metrics, Settings, WatchEngine
 
@@ -74,7 +75,7 @@ def check_settings(
     memory_budget: str | int,
     top_k: int,
     metrics: str,
-    **rest: Any,
+    params: object = None,
 ) -> None:
     """Refuse settings that no model could be observed with.
 
@@ -86,7 +87,7 @@ def check_settings(
         memory_budget: Bytes, or such as "1GiB".
         top_k: Eigenvalues.
         metrics: Which numbers.
-        rest: What has to be looked at with a model.
+        params: Names or patterns of parameters, or None.
 
     Raises:
         InputError: If one of them is not known or out of range.
@@ -97,8 +98,13 @@ def check_settings(
     check_choice("metrics", metrics, get_args(Metrics))
     check_outputs_named(outputs)
     parse_bytes(memory_budget)
-    if top_k < 1:
-        raise InputError(f"top_k={top_k} asks for no eigenvalue; give 1 or more.")
+    if (whole_in(top_k) or 0) < 1:
+        raise InputError(f"top_k={top_k!r} asks for no eigenvalue; give a whole number from 1 on.")
+    if not (params is None or isinstance(params, Sequence)):
+        raise InputError(
+            f"params={params!r} names no parameters. Give a name or pattern such as 'encoder.*', a "
+            "list of them, or None for all trainable ones."
+        )
     if not (forward is None or callable(forward)):
         raise InputError(
             f"forward={forward!r} cannot be called, so the model's outputs are not known. Give a "

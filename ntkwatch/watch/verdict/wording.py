@@ -84,8 +84,8 @@ def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
     called = history.run.spec.get("forward", "")
     if called.startswith("model."):
         lines.append(
-            f"measured on {called}, a part: the module has no forward of its own; what training "
-            "does besides is not seen, and forward= names another function"
+            f"measured on {called}, a part of the model: what training does besides is not seen, "
+            "and forward= names another function"
         )
     outputs = history.run.spec.get("outputs", "?")
     lines.append(
@@ -97,7 +97,7 @@ def evidence_lines(history: History, last: Observation) -> tuple[str, ...]:
         since = f"since step {last.since_warmup.anchor_step} (warm-up)"
         lines += _reading_lines(since, last.since_warmup)
     elif len(history) > 1:
-        lines.append("since warm-up: not read (no observation between its end and this one)")
+        lines.append("since warm-up: no second reading (it takes a whole observation between)")
     lines += held_out_lines(last)
     floor = last.noise_floor
     if floor:
