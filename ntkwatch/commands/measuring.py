@@ -62,12 +62,12 @@ def recorded(place: Path) -> History:
             raise
         folder = place.parent.parent if place.is_file() else place.parent
         beside = any(folder.glob("*/history.jsonl"))
-        said = f"{place} holds {counted(len(found), 'checkpoint')} and no history. "
-        if beside:
-            said += f"What was recorded beside them: ntkwatch report {shlex.quote(str(folder))} . "
+        seen = f" (what was recorded beside: ntkwatch report {shlex.quote(str(folder))})"
         raise HistoryError(
-            f"{said}To measure the checkpoints name what was trained, and on what: ntkwatch report "
-            f"{shlex.quote(str(place))} --model pkg.mod:Class --data pkg.mod:DataModule"
+            f"{place} holds {counted(len(found), 'checkpoint')} and no history"
+            f"{seen if beside else ''}. To measure the checkpoints name what was trained, and on "
+            f"what: ntkwatch report {shlex.quote(str(place))} --model pkg.mod:Class "
+            "--data pkg.mod:DataModule"
         ) from error
 
 
