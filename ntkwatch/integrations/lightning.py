@@ -4,7 +4,8 @@ It works under ``lightning.pytorch`` and ``pytorch_lightning``, and holds no mat
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from ntkwatch.integrations.arguments import (
     tracker_settings,
 )
 from ntkwatch.integrations.callback_base import CallbackBase
-from ntkwatch.integrations.processes.crew import Crew, News
+from ntkwatch.integrations.processes.crew import Crew, Hook, News
 from ntkwatch.integrations.run.outlet import Outlet, OutletSettings
 from ntkwatch.integrations.run.watched_run import WatchedRun
 from ntkwatch.integrations.trainer_facts import (
@@ -225,7 +226,7 @@ class NTKMonitor(CallbackBase):
         if crew is None:
             return
         self._crew = crew
-        with self._crew.meeting("train start", pl_module, trainer.global_step, self._news):
+        with self._meeting("train start", trainer, pl_module):
             if trainer.is_global_zero:
                 self._begin(trainer, pl_module, self._folder)
 
@@ -268,7 +269,7 @@ class NTKMonitor(CallbackBase):
         """Take the reference at the first batch, before the first update."""
         if self._crew.is_alone and self._run is not None and self._run.has_reference:
             return  # as at nearly every step
-        with self._crew.meeting("batch start", pl_module, trainer.global_step, self._news):
+        with self._meeting("batch start", trainer, pl_module):
             if self._run is None or self._run.stood_down or self._run.has_reference:
                 return
             with self._run.harmless(trainer.global_step):
@@ -289,7 +290,7 @@ class NTKMonitor(CallbackBase):
     ) -> None:
         """Observe if the schedule says so and the budget allows it."""
         step = trainer.global_step
-        with self._crew.meeting("batch end", pl_module, step, self._news):
+        with self._meeting("batch end", trainer, pl_module):
             if self._run is None or self._run.stood_down:
                 return
             with self._run.harmless(step):
@@ -301,7 +302,7 @@ class NTKMonitor(CallbackBase):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Make do with the rows of one epoch, where a probe is gathered: they would come again."""
-        with self._crew.meeting("epoch end", pl_module, trainer.global_step, self._news):
+        with self._meeting("epoch end", trainer, pl_module):
             if self._run is None or self._run.stood_down:
                 return
             with self._run.harmless(trainer.global_step):
@@ -309,7 +310,7 @@ class NTKMonitor(CallbackBase):
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         """Observe the last step, write the verdict and the report, and say where they are."""
-        with self._crew.meeting("train end", pl_module, trainer.global_step, self._news):
+        with self._meeting("train end", trainer, pl_module):
             if self._run is None:
                 return
             if not (self._run.stood_down or averages_weights(trainer)):
@@ -320,9 +321,31 @@ class NTKMonitor(CallbackBase):
 
     def _news(self) -> News:
         """What the other processes are told at the end of a meeting."""
-        if self._run is None or self._run.stood_down:
+        if self._run is None:
             return News(over=True)
-        return News(has_reference=self._run.has_reference, next_step=self._run.next_step)
+        return News(
+            over=self._run.stood_down,
+            has_reference=self._run.has_reference,
+            next_step=self._run.next_step,
+            found=dict(self._run.found),
+        )
+
+    def _meeting(
+        self, hook: Hook, trainer: Any, pl_module: nn.Module
+    ) -> AbstractContextManager[None]:
+        if self._crew.is_alone:  # at every step: as little as can be
+            return nullcontext()
+        return self._shared_meeting(hook, trainer, pl_module)
+
+    @contextmanager
+    def _shared_meeting(self, hook: Hook, trainer: Any, pl_module: nn.Module) -> Iterator[None]:
+        """Meet the other processes; each of them then finds what the first one saw."""
+        before = self._crew.found
+        with self._crew.meeting(hook, pl_module, trainer.global_step, self._news):
+            yield
+        if self._crew.found is not before and not trainer.is_global_zero:
+            told = {tag: torch.tensor(value) for tag, value in self._crew.found.items()}
+            trainer.callback_metrics.update(told)
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Write what is known so far: a crashed run is when people look."""

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
@@ -39,12 +39,14 @@ class News:
         has_reference: Whether the reference is taken; before, they meet at every batch.
         next_step: The first step at which the first process may observe.
         failure: What is to be raised by all, in words; or nothing.
+        found: By tag, what other callbacks find of this run; each process asks its own trainer.
     """
 
     over: bool = False
     has_reference: bool = False
     next_step: float = -math.inf
     failure: str = ""
+    found: Mapping[str, float] = field(default_factory=dict)
 
 
 class Crew:
@@ -82,6 +84,11 @@ class Crew:
     def is_alone(self) -> bool:
         """Whether this process watches by itself."""
         return self._team is None
+
+    @property
+    def found(self) -> Mapping[str, float]:
+        """What the first process last told of the tags that other callbacks may monitor."""
+        return self._news.found
 
     @property
     def shared_kernels(self) -> int:
@@ -165,6 +172,7 @@ class Crew:
             has_reference=news.has_reference,
             next_step=news.next_step,
             failure=failure,
+            found=news.found,
         )
         try:
             self._team.tell(self._news)

@@ -60,6 +60,7 @@ class Outlet:
 
     Attributes:
         is_behind: Whether the history holds more than its file does.
+        found: By tag, what other callbacks find.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Outlet:
             loggers, metrics, name=settings.name, custom_scalars=settings.custom_scalars
         )
         self.is_behind = False
+        self.found: dict[str, float] = {}
         self._first: Callable[[], None] | None = None
         self._tags = {_STRENGTH}
 
@@ -170,7 +172,11 @@ class Outlet:
         for logger in self._loggers:
             with trying(what, f"the logger {type(logger).__name__}"):
                 logger.log_metrics(dict(scalars), step=x)
-        # So that EarlyStopping and ModelCheckpoint can monitor our tags.
+        self._offer(scalars)
+
+    def _offer(self, scalars: Mapping[str, float]) -> None:
+        """Let EarlyStopping and ModelCheckpoint find these values of our tags."""
+        self.found.update(scalars)
         self._metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
 
     def recall(self, history: History) -> None:
@@ -180,8 +186,9 @@ class Outlet:
 
     def _let_be_found(self, values: Mapping[str, float]) -> None:
         """Give those who monitor a tag something where it has no value yet; nothing is logged."""
-        for tag, value in {**dict.fromkeys(_UNMOVED, 0.0), **values}.items():
-            self._metrics.setdefault(f"{self._settings.name}/{tag}", torch.tensor(value))
+        known = {**dict.fromkeys(_UNMOVED, 0.0), **values}
+        tags = {f"{self._settings.name}/{tag}": value for tag, value in known.items()}
+        self._offer({tag: value for tag, value in tags.items() if tag not in self._metrics})
 
     def diverged(self, verdict: Verdict, x: int, trying: Trying = as_it_comes) -> None:
         """Write that there is nothing left to observe: NaN where the last numbers would stay.
@@ -197,8 +204,8 @@ class Outlet:
         gone = sorted(self._tags - {_SHARE})
         scalars = {f"{self._settings.name}/{tag}": math.nan for tag in gone}
         self._log(scalars, x, "that the model diverged", trying)
-        for tag in _UNMOVED:  # which may not be among what was logged so far
-            self._metrics[f"{self._settings.name}/{tag}"] = torch.tensor(math.nan)
+        # These may not be among what was logged so far.
+        self._offer({f"{self._settings.name}/{tag}": math.nan for tag in _UNMOVED})
         with trying("the verdict", _PAGES):
             self._dashboard.tell(verdict, x)
 

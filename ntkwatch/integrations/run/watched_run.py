@@ -92,6 +92,11 @@ class WatchedRun(Harmless):
         self._steps = TakenSteps()
 
     @property
+    def found(self) -> dict[str, float]:
+        """By tag, what other callbacks find of this run."""
+        return self._outlet.found
+
+    @property
     def next_step(self) -> float:
         """The first step at which an observation may be made."""
         return max(self._schedule.next_step, self._not_before)

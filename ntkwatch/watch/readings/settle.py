@@ -3,7 +3,7 @@
 Nothing is measured here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -100,7 +100,7 @@ def check_settings(
     parse_bytes(memory_budget)
     if (whole_in(top_k) or 0) < 1:
         raise InputError(f"top_k={top_k!r} asks for no eigenvalue; give a whole number from 1 on.")
-    if not (params is None or isinstance(params, Sequence)):
+    if not (params is None or isinstance(params, Iterable)):
         raise InputError(
             f"params={params!r} names no parameters. Give a name or pattern such as 'encoder.*', a "
             "list of them, or None for all trainable ones."
