@@ -118,6 +118,19 @@ def test_a_model_that_takes_batches_of_one_size_is_measured_on_that():
     assert errors[0] == pytest.approx(errors[1], rel=1e-9)
 
 
+def test_what_is_wrong_with_a_forward_is_said_where_the_whole_probe_does_not_fit_either():
+    """A few samples show the mistake; trying all of them may then take more memory than there is."""
+
+    def forward(self, x):
+        if len(x) == len(PROBE):
+            raise torch.OutOfMemoryError("out of memory")
+        raise ValueError("the mistake")
+
+    broken = type("Broken", (Wrapped,), {"forward": forward})()
+    with pytest.raises(ForwardError, match="ValueError: the mistake"):
+        KernelTracker(PROBE).observe(broken, 0)
+
+
 def test_that_a_part_was_measured_is_evidence():
     model, tracker = Wrapped(), KernelTracker(PROBE)
     tracker.observe(model, 0)
