@@ -119,7 +119,7 @@ def test_a_model_that_takes_batches_of_one_size_is_measured_on_that():
 
 
 def test_what_is_wrong_with_a_forward_is_said_where_the_whole_probe_does_not_fit_either():
-    """A few samples show the mistake; trying all of them may then take more memory than there is."""
+    """A few samples show the mistake; trying all of them may take more memory than there is."""
 
     def forward(self, x):
         if len(x) == len(PROBE):
